@@ -1,0 +1,48 @@
+# Every target does its own set-up: a virtual environment in the checkout, made once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST_FLAGS ?=
+
+.PHONY: help setup check test bench demo wire lock clean
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## make the virtual environment, with everything development needs
+
+# torch comes first and alone: with it in place, nothing else asks for another build of it.
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Lepton needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "python3 -m venv failed: install the venv package of your distribution" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock \
+	  -e '.[dev,learn,kubernetes,nvml,report]'
+	@touch $(READY)
+
+check: $(READY) ## format, lint, types, import contracts, wire code up to date
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python proto/generate.py --check
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+bench: $(READY) ## run every benchmark, then show them as one table
+	$(BIN)/python -m benchmarks
+
+demo: $(READY) ## the main job, on this machine: train, preempt, crash, resume, serve (KEEP=1 leaves it running)
+	$(BIN)/python examples/demo.py $(if $(KEEP),--keep)
+
+wire: $(READY) ## regenerate scheduler/wire from proto/
+	$(BIN)/python proto/generate.py
+
+lock: $(READY) ## write the versions of this environment to requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > requirements.lock
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) .demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

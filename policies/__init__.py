@@ -1,0 +1,1 @@
+"""Pure policies: who deserves what, and where it goes best."""

@@ -1,0 +1,1 @@
+"""Lepton: a cluster scheduler and autoscaler for GPU training and inference."""

@@ -1,0 +1,1 @@
+"""The `lepton` command: a composition root, one file per family of verbs."""

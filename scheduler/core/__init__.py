@@ -1,0 +1,1 @@
+"""The pure decision core: no clock, no I/O, no randomness, no logging."""

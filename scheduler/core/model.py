@@ -1,0 +1,294 @@
+"""The nouns of the scheduler: jobs, roles, tasks, nodes, queues.
+
+Frozen values without behaviour but arithmetic on themselves. A `JobSpec` is what a user
+asked for; a `Job` is one identity made from it; a `Task` is one placed member of it.
+Everything that changes over time lives in `state`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, NewType
+
+JobId = NewType("JobId", str)
+"""`17` for a job, `17_3` for element 3 of the array 17; an array itself is named `17`."""
+QueueName = NewType("QueueName", str)
+NodeName = NewType("NodeName", str)
+
+MILLI = 1000
+"""One whole CPU or GPU, in the thousandths that all accounting uses."""
+
+
+class JobKind(StrEnum):
+    """What the job is for. A service's tasks restart alone; others restart as a gang."""
+
+    TRAINING = "training"
+    INFERENCE = "inference"
+    BATCH = "batch"
+
+
+class JobPhase(StrEnum):
+    """Where a job is in its life; `transitions` has the table of moves."""
+
+    PENDING = "pending"  # waits for capacity, time or other jobs
+    RUNNING = "running"  # has live tasks
+    STOPPING = "stopping"  # every live task has been asked to stop
+    SUSPENDED = "suspended"  # held by its user; holds nothing
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a job in this phase never moves again."""
+        return self in FINAL_JOB_PHASES
+
+
+FINAL_JOB_PHASES = frozenset(
+    {JobPhase.SUCCEEDED, JobPhase.FAILED, JobPhase.CANCELLED, JobPhase.TIMED_OUT}
+)
+
+
+class TaskPhase(StrEnum):
+    """Where one attempt of one task is; `transitions` has the table of moves."""
+
+    BOUND = "bound"  # assumed to start: the executor has been, or will be, told
+    RUNNING = "running"
+    STOPPING = "stopping"  # asked to stop, still holds its resources
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"  # ended after it was asked to
+    LOST = "lost"  # its node or its process vanished
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a task in this phase has released its resources."""
+        return self in FINAL_TASK_PHASES
+
+
+FINAL_TASK_PHASES = frozenset(
+    {TaskPhase.SUCCEEDED, TaskPhase.FAILED, TaskPhase.STOPPED, TaskPhase.LOST}
+)
+
+
+class StopCause(StrEnum):
+    """Why live tasks are asked to stop."""
+
+    PREEMPTED = "preempted"
+    DRAINED = "drained"
+    CANCELLED = "cancelled"
+    SUSPENDED = "suspended"
+    TIME_LIMIT = "time_limit"
+    GANG_BROKEN = "gang_broken"  # a member ended badly, so the rest of the gang goes too
+    SCALED_DOWN = "scaled_down"
+
+
+class DependencyKind(StrEnum):
+    """What must be true of the other job before this one may start."""
+
+    AFTER_OK = "after_ok"
+    AFTER_ANY = "after_any"
+    AFTER_NOT_OK = "after_not_ok"
+
+
+class TaintEffect(StrEnum):
+    """What a taint does to tasks that do not tolerate it."""
+
+    NO_SCHEDULE = "no_schedule"
+    NO_EXECUTE = "no_execute"  # also stops what already runs there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taint:
+    """A mark on a node that keeps tasks away unless they tolerate it."""
+
+    key: str
+    value: str = ""
+    effect: TaintEffect = TaintEffect.NO_SCHEDULE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toleration:
+    """Permission to run despite a taint; value None tolerates every value of the key."""
+
+    key: str
+    value: str | None = None
+
+    def tolerates(self, taint: Taint) -> bool:
+        """Return whether this toleration covers the taint."""
+        return self.key == taint.key and self.value in (None, taint.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What one task asks of a node. Equal shapes are placed alike and cached together.
+
+    Either `gpus` whole devices, or `gpu_milli` thousandths (1 to 999) of one device, or no
+    GPU. `gpu_memory_mib` is what each device must have (whole devices) or what is taken
+    of the one device (fractions; 0 means the same fraction of its memory).
+    """
+
+    cpu_milli: int = MILLI
+    memory_mib: int = 0
+    gpus: int = 0
+    gpu_milli: int = 0
+    gpu_memory_mib: int = 0
+    gpu_types: tuple[str, ...] = ()  # any of these; empty: any type
+    node_labels: tuple[tuple[str, str], ...] = ()  # all of these, sorted by key
+    tolerations: tuple[Toleration, ...] = ()
+
+    @property
+    def total_gpu_milli(self) -> int:
+        """GPU taken by one task, in thousandths of a device."""
+        return self.gpus * MILLI + self.gpu_milli
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What an executor runs for a task. The core never looks inside."""
+
+    command: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+    working_dir: str = ""  # empty: the task's own folder
+    image: str = ""  # for executors that run containers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """A group of identical tasks in a job: worker, ps, driver, executor, replica.
+
+    `min_count` start together or not at all; `count` are wanted; `max_count` bounds what
+    an update or autoscaling may ask for.
+    """
+
+    name: str
+    launch: Launch
+    count: int = 1
+    min_count: int = 1
+    max_count: int = 1
+    shape: Shape = Shape()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependency:
+    """A condition on another job, or on every element of an array."""
+
+    on: JobId
+    kind: DependencyKind = DependencyKind.AFTER_OK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """What a user submits: one gang of one or more roles, or an array of such gangs."""
+
+    name: str
+    roles: tuple[Role, ...]
+    kind: JobKind = JobKind.TRAINING
+    queue: QueueName = QueueName("default")
+    priority: int = 0
+    preemptible: bool = True
+    checkpoint_interval_s: float = 0.0  # 0: keeps no checkpoints
+    grace_s: float = 30.0  # from TERM to KILL
+    max_retries: int = 0
+    backoff_s: float = 10.0  # doubles with every retry, up to `MAX_BACKOFF_S`
+    time_limit_s: float = 0.0  # of one attempt's running time; 0: none
+    start_after_s: float = 0.0  # epoch seconds; 0: at once
+    dependencies: tuple[Dependency, ...] = ()
+    array_size: int = 0  # 0: not an array
+    suspended: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks wanted over all roles."""
+        return sum(role.count for role in self.roles)
+
+    @property
+    def total_gpu_milli(self) -> int:
+        """GPU wanted over all tasks, in thousandths of a device."""
+        return sum(role.count * role.shape.total_gpu_milli for role in self.roles)
+
+
+MAX_BACKOFF_S = 300.0
+"""Retries never wait longer than this (Kubernetes caps container back-off alike)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One identity made from a spec. What changes over time lives in `state`."""
+
+    id: JobId
+    spec: JobSpec
+    sequence: int  # total order of arrival
+    submitted_at_s: float
+    submitter: str = ""
+    array_id: JobId | None = None
+    array_index: int = 0
+
+
+class TaskId(NamedTuple):
+    """One attempt of one member of a job; an attempt never runs twice."""
+
+    job: JobId
+    role: str
+    index: int
+    attempt: int  # from 1
+
+    def __str__(self) -> str:
+        """Return `17/worker-0@2`."""
+        return f"{self.job}/{self.role}-{self.index}@{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A placed member of a job. `devices` index the node's GPUs."""
+
+    id: TaskId
+    node: NodeName
+    rank: int  # in the gang, over all its tasks
+    world_size: int  # tasks of the gang bound together
+    devices: tuple[int, ...] = ()
+    phase: TaskPhase = TaskPhase.BOUND
+    bound_at_s: float = 0.0
+    started_at_s: float = 0.0  # 0: not yet
+    ended_at_s: float = 0.0  # 0: not yet
+    stop_cause: StopCause | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str = ""  # why it failed or was lost, for people
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One device of a node. Its index is its place in `Node.gpus`."""
+
+    uuid: str
+    memory_mib: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine, or a declared part of one, that runs tasks. All its GPUs are of one type."""
+
+    name: NodeName
+    cpu_milli: int
+    memory_mib: int
+    gpu_type: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()  # sorted by key
+    taints: tuple[Taint, ...] = ()
+    address: str = "127.0.0.1"  # where the tasks of a gang reach rank 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """A tenant's place to submit to. Flat for now; empty submitters means everybody."""
+
+    name: QueueName
+    submitters: tuple[str, ...] = ()
+    admins: tuple[str, ...] = ()
+    is_open: bool = True  # takes new jobs
+    is_started: bool = True  # starts waiting jobs
+
+
+DEFAULT_QUEUE = Queue(name=QueueName("default"))

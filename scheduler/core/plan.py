@@ -1,0 +1,164 @@
+"""What a cycle decides: placements, evictions, and a reason for every job left waiting.
+
+`decide` yields a `Plan`; `PlanCommitted` carries its actions into the journal; what the engine
+accepts of it comes back as an `Accepted` outcome and goes to the executor.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from scheduler.core.model import Job, JobId, NodeName, StopCause, Task, TaskId
+from scheduler.core.records import JobRecord
+
+
+class Cause(StrEnum):
+    """Why a node cannot take a task, or why a job cannot start at all."""
+
+    # of a node, in the order in which they are told apart
+    NODE_DOWN = "node_down"
+    CORDONED = "cordoned"
+    LABELS = "labels"
+    TAINTS = "taints"
+    GPU_TYPE = "gpu_type"
+    GPU_MEMORY = "gpu_memory"
+    GPUS = "gpus"
+    GPU_FRACTION = "gpu_fraction"
+    CPU = "cpu"
+    MEMORY = "memory"
+    # of a job
+    GANG = "gang"  # single tasks fit, the whole gang does not
+    NO_NODES = "no_nodes"
+    DEPENDENCY = "dependency"
+    START_AFTER = "start_after"
+    BACKOFF = "backoff"
+    SUSPENDED = "suspended"
+    QUEUE_STOPPED = "queue_stopped"
+    RELEASE = "release"  # waits for tasks that were asked to stop
+    STALE = "stale"  # placed, but the cluster changed before the plan was committed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCount:
+    """So many nodes cannot take the task for this cause; `detail` is for people."""
+
+    cause: Cause
+    n_nodes: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unplaced:
+    """Why a job waits. Shared by all jobs that wait for the same reason."""
+
+    cause: Cause
+    role: str = ""
+    n_nodes: int = 0  # nodes looked at
+    n_fit: int = 0  # nodes that could take one task of the role right now
+    counts: tuple[NodeCount, ...] = ()  # every other node, most frequent cause first
+    detail: str = ""
+    until_s: float = 0.0  # a moment before which nothing changes; 0: unknown
+
+    def sentence(self) -> str:
+        """Return the reason as one line for people.
+
+        For example `0 of 12 nodes: 8 lack 4 free GPUs, 4 are of type T4, wanted A100`.
+        """
+        if not self.counts and not self.n_nodes:
+            return self.detail or str(self.cause)
+        nodes = ", ".join(f"{c.n_nodes} {c.detail or c.cause}" for c in self.counts)
+        head = f"{self.n_fit} of {self.n_nodes} nodes"
+        line = f"{head}: {nodes}" if nodes else head
+        return f"{self.detail}; {line}" if self.detail else line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bind:
+    """One task on one node, with the devices it gets."""
+
+    task: TaskId
+    node: NodeName
+    rank: int
+    devices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """The binds of one job that stand or fall together."""
+
+    job_id: JobId
+    binds: tuple[Bind, ...]
+    world_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eviction:
+    """Tasks of one job that are asked to stop, with the time they get to save their work."""
+
+    job_id: JobId
+    tasks: tuple[TaskId, ...]
+    cause: StopCause
+    grace_s: float
+    detail: str = ""  # for people: for whom it makes room, say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything one cycle decided."""
+
+    now_s: float
+    placements: tuple[Placement, ...] = ()
+    evictions: tuple[Eviction, ...] = ()
+    unplaced: Mapping[JobId, Unplaced] = field(default_factory=dict)
+    wake_at_s: float | None = None  # when time alone would change the decision
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the plan asks for no action."""
+        return not self.placements and not self.evictions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Everything an executor needs to start, or to find again, one task."""
+
+    task: Task
+    job: Job
+    master_address: str  # of the node of rank 0 in the task's gang
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """The event was applied. Says what followed from it, for whoever asked or listens."""
+
+    revision: int
+    job_ids: tuple[JobId, ...] = ()  # made, or meant, by a command; of an array its own id
+    is_repeat: bool = False  # nothing changed: it had been observed before
+    changed: tuple[JobId, ...] = ()  # jobs whose view changed
+    changed_nodes: tuple[NodeName, ...] = ()
+    finished: tuple[JobRecord, ...] = ()  # reached a final phase; the engine forgets them
+    starts: tuple[Start, ...] = ()  # for the executor
+    evictions: tuple[Eviction, ...] = ()  # for the executor
+    stale: tuple[JobId, ...] = ()  # placements that were dropped
+
+
+class Refusal(StrEnum):
+    """The kinds of refusal; the wire maps each to a canonical status code."""
+
+    NOT_FOUND = "not_found"
+    ALREADY_EXISTS = "already_exists"
+    INVALID = "invalid"
+    PRECONDITION = "precondition"  # right request, wrong moment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """The event changed nothing. `field` names what was wrong with a command."""
+
+    revision: int
+    refusal: Refusal
+    message: str
+    field: str = ""
+
+
+Outcome = Accepted | Rejected

@@ -1,0 +1,85 @@
+"""What the core asks of others: a policy to decide by, an executor to act.
+
+Protocols only. Policies are pure and live in `policies`; executors are shells.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core.events import Event
+from scheduler.core.model import Shape, Task
+from scheduler.core.plan import Accepted, Start
+from scheduler.core.snapshot import NodeColumns, Snapshot
+
+Rows = NDArray[np.intp]
+"""Row numbers of a table, one-dimensional."""
+
+
+class Ordering(Protocol):
+    """Who is served first."""
+
+    def __call__(self, snapshot: Snapshot, rows: Rows) -> Rows:
+        """Return `rows` of `snapshot.jobs` sorted, first served first; ties end in sequence."""
+
+
+class PreemptionRule(Protocol):
+    """Whose tasks may be stopped for whom."""
+
+    def __call__(self, snapshot: Snapshot, row: int, running: Rows) -> Rows:
+        """Return those `running` rows of `snapshot.jobs` that may make room for job `row`."""
+
+
+class NodeScore(Protocol):
+    """Where a task goes best."""
+
+    def __call__(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> NDArray[np.float64]:
+        """Return a score for each of the node `rows`, highest best; ties go to the lowest row.
+
+        Called only with rows that fit the shape or with any rows: infeasible ones are masked
+        by the caller.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How to decide, put together from independent parts."""
+
+    name: str
+    order: Ordering
+    may_preempt: PreemptionRule
+    score: NodeScore
+
+
+class Executor(Protocol):
+    """Makes accepted plans true and reports what happened as events.
+
+    Every method is idempotent per `TaskId`: a task attempt is started at most once, ever,
+    also across restarts of the daemon. Events are reported in order per task: `TaskStarted`
+    (may be missing if it could not start) before `TaskEnded`; `TaskEnded` exactly once per
+    attempt in the life of the daemon, and again after a restart if it was not acknowledged.
+    """
+
+    async def recover(self, live: Sequence[Start]) -> None:
+        """Adopt after a restart.
+
+        `live` are all tasks that the state counts as BOUND, RUNNING or STOPPING. Those that run
+        are adopted; those that ended meanwhile are reported; those never started are started
+        if BOUND, reported as stopped if STOPPING; whatever else runs is an orphan and killed.
+        """
+
+    def submit(self, accepted: Accepted) -> None:
+        """Take over the starts and evictions; return at once, act in the background."""
+
+    async def signal(self, tasks: Sequence[Task], signal_number: int) -> None:
+        """Send a signal to the tasks' processes."""
+
+    async def close(self) -> None:
+        """Stop watching; running tasks live on."""
+
+
+ReportEvent = Callable[[Event], None]
+"""How an executor, or another source, hands events to the daemon; never blocks."""

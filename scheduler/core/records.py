@@ -1,0 +1,105 @@
+"""What is known of one job over time, and of one node for readers.
+
+A `JobRecord` belongs to `ClusterState`, which alone changes it; everybody else reads, on the
+thread that observes events. A finished job's record leaves the core with the outcome of the
+event that finished it and never changes again.
+"""
+
+from dataclasses import dataclass, field
+
+from scheduler.core.model import (
+    MILLI,
+    Job,
+    JobId,
+    JobPhase,
+    Node,
+    StopCause,
+    Task,
+    TaskId,
+)
+
+HISTORY_LIMIT = 64
+"""Lines of history kept per job: enough for a dozen attempts."""
+
+
+@dataclass(slots=True, kw_only=True)
+class JobRecord:
+    """One job, its dynamic state and the latest attempt of each of its tasks."""
+
+    job: Job
+    phase: JobPhase
+    revision: int  # of the last change
+    tasks: dict[TaskId, Task] = field(default_factory=dict)  # live, and ended in this attempt
+    attempt: int = 0  # attempts started so far
+    failures: int = 0  # attempts that ended badly
+    preemptions: int = 0
+    eligible_at_s: float = 0.0  # start-after or the end of a back-off
+    stop_cause: StopCause | None = None  # why the job is STOPPING
+    then: JobPhase | None = None  # the phase that follows STOPPING
+    pending_since_s: float = 0.0
+    first_started_at_s: float = 0.0  # 0: never
+    last_started_at_s: float = 0.0
+    ended_at_s: float = 0.0
+    checkpoint_at_s: float = 0.0  # of this attempt; 0: none yet
+    waited_before_s: float = 0.0  # pending time of earlier waits
+    ran_before_s: float = 0.0  # running time of earlier attempts
+    gpu_s_before: float = 0.0
+    lost_gpu_s: float = 0.0
+    reason: str = ""
+    exit_code: int | None = None
+    history: list[str] = field(default_factory=list)
+
+    @property
+    def id(self) -> JobId:
+        """The job's id."""
+        return self.job.id
+
+    def note(self, at_s: float, line: str) -> None:
+        """Add a line to the history, dropping the oldest beyond the limit."""
+        self.history.append(f"{at_s:.3f} {line}")
+        if len(self.history) > HISTORY_LIMIT:
+            del self.history[0]
+
+    def waited_s(self, now_s: float) -> float:
+        """Return how long the job has been pending over all its attempts."""
+        waiting = self.phase is JobPhase.PENDING
+        return self.waited_before_s + (now_s - self.pending_since_s if waiting else 0.0)
+
+    def live_tasks(self) -> list[Task]:
+        """Return the tasks that hold resources."""
+        return [task for task in self.tasks.values() if not task.phase.is_final]
+
+    def held_gpu_milli(self) -> int:
+        """Return the GPU held right now, in thousandths of a device."""
+        shapes = {role.name: role.shape for role in self.job.spec.roles}
+        return sum(shapes[task.id.role].total_gpu_milli for task in self.live_tasks())
+
+    def ran_s(self, now_s: float) -> float:
+        """Return how long the job has been running over all its attempts."""
+        is_on = self.phase in {JobPhase.RUNNING, JobPhase.STOPPING}
+        return self.ran_before_s + (now_s - self.last_started_at_s if is_on else 0.0)
+
+    def gpu_s(self, now_s: float) -> float:
+        """Return the GPU-seconds held so far, those of live tasks included."""
+        shapes = {role.name: role.shape for role in self.job.spec.roles}
+        live_gpu_milli_s = sum(
+            shapes[task.id.role].total_gpu_milli * (now_s - task.bound_at_s)
+            for task in self.live_tasks()
+        )
+        return self.gpu_s_before + live_gpu_milli_s / MILLI
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """A node as it is now, for readers."""
+
+    node: Node
+    is_up: bool
+    is_cordoned: bool
+    is_draining: bool
+    cpu_milli_free: int
+    memory_mib_free: int
+    gpu_milli_free: tuple[int, ...]
+    gpu_is_healthy: tuple[bool, ...]
+    n_tasks: int
+    reason: str = ""

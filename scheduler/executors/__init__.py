@@ -1,0 +1,1 @@
+"""Executors make plans true: local processes, Kubernetes."""

@@ -1,0 +1,1 @@
+"""What the world outside says: load signals and where data lives."""

@@ -1,0 +1,1 @@
+"""The trace-driven simulator: the scheduler itself on a virtual clock."""
