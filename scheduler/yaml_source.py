@@ -6,7 +6,7 @@ to the caller's pydantic model; `validated` turns its complaints into `file:line
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args
@@ -70,17 +70,24 @@ class Lines:
         """Return a mistake at `loc`."""
         return Problem(source=self.source, line=self.of(loc), field=field_path(loc), rule=rule)
 
-    def invalid(
-        self, errors: Iterable["ErrorDetails"], known_fields: Iterable[str] = ()
-    ) -> InvalidSource:
-        """Return what pydantic complained of (`ValidationError.errors()`), with lines.
 
-        `known_fields` are offered where an unknown one looks like a misspelling.
-        """
-        names = list(known_fields)
-        return InvalidSource(
-            self.problem(error["loc"], _rule(error, names)) for error in errors
-        )
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def validated(
+    model: type[_Model], data: object, *, lines: Lines, context: Mapping[str, Any] | None = None
+) -> _Model:
+    """Return `data` as a `model`; raise `InvalidSource` with every mistake and its line.
+
+    `context` is what the model's validators find in their `info.context`.
+    """
+    try:
+        return model.model_validate(data, context=context)
+    except ValidationError as error:
+        names = sorted(_field_names(model))
+        raise InvalidSource(
+            lines.problem(details["loc"], _rule(details, names)) for details in error.errors()
+        ) from error
 
 
 def load_yaml_with_lines(text: str, source: str) -> tuple[dict[str, Any], Lines]:

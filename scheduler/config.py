@@ -1,0 +1,200 @@
+"""The daemon's configuration: one YAML file, every field with a default.
+
+`load_config` reads it and reports mistakes as `file:line: field: rule`. Units are in names.
+Whether an address may be served as configured is left to `daemon.security`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import platformdirs
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationInfo,
+    model_validator,
+)
+
+from scheduler.core.model import MILLI, Gpu, Node, NodeName, Taint, TaintEffect
+from scheduler.yaml_source import InvalidSource, Problem, load_yaml_with_lines, validated
+
+DEFAULT_LISTEN = "127.0.0.1:7070"
+DEFAULT_WEB_LISTEN = "127.0.0.1:7071"
+
+_MIB_PER_GIB = 1024
+_MAX_PORT = 65_535
+
+
+def _host_and_port(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > _MAX_PORT:
+        raise ValueError(f"must be HOST:PORT, not {value!r}")
+    return value
+
+
+def _from_file(value: Path, info: ValidationInfo) -> Path:
+    """Read `~` and paths relative to the configuration file."""
+    folder: Path = (info.context or {}).get("folder", Path())
+    return (folder / value.expanduser()).absolute()
+
+
+HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
+"""`HOST:PORT`; port 0 takes a free one, told in `daemon.json`."""
+FilePath = Annotated[Path, AfterValidator(_from_file)]
+"""A path; a relative one starts at the folder of the configuration file."""
+Name = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=63)
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class TaintConfig(_Section):
+    """A mark on a node that keeps tasks away unless they tolerate it."""
+
+    key: Name
+    value: str = ""
+    effect: TaintEffect = TaintEffect.NO_SCHEDULE
+
+
+class NodeConfig(_Section):
+    """One declared node, or `count` alike named `NAME-0`, `NAME-1`, ..."""
+
+    name: Name
+    count: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    cpus: PositiveFloat = 1.0
+    memory_mib: NonNegativeInt = 4 * _MIB_PER_GIB
+    gpus: Annotated[int, Field(ge=0, le=64)] = 0
+    gpu_type: str = ""
+    gpu_memory_mib: NonNegativeInt = 0
+    gpu_uuids: tuple[str, ...] = ()  # of real devices; empty: logical ones
+    labels: Mapping[str, str] = {}
+    taints: tuple[TaintConfig, ...] = ()
+    address: str = "127.0.0.1"
+
+    @model_validator(mode="after")
+    def _gpus_agree(self) -> Self:
+        if self.gpu_uuids and (self.count is not None or len(self.gpu_uuids) != self.gpus):
+            raise ValueError("gpu_uuids must name each GPU of one node")
+        if self.gpus and not self.gpu_type:
+            raise ValueError("gpu_type must be given for a node with GPUs")
+        return self
+
+    def nodes(self) -> list[Node]:
+        """Return the nodes that this declares."""
+        if self.count is None:
+            return [self._node(self.name)]
+        return [self._node(f"{self.name}-{index}") for index in range(self.count)]
+
+    def _node(self, name: str) -> Node:
+        uuids = self.gpu_uuids or [f"logical-{name}-{index}" for index in range(self.gpus)]
+        return Node(
+            name=NodeName(name),
+            cpu_milli=round(self.cpus * MILLI),
+            memory_mib=self.memory_mib,
+            gpu_type=self.gpu_type,
+            gpus=tuple(Gpu(uuid=uuid, memory_mib=self.gpu_memory_mib) for uuid in uuids),
+            labels=tuple(sorted(self.labels.items())),
+            taints=tuple(
+                Taint(key=taint.key, value=taint.value, effect=taint.effect)
+                for taint in self.taints
+            ),
+            address=self.address,
+        )
+
+
+class LocalConfig(_Section):
+    """How tasks run as processes of this machine."""
+
+    unix_users: Mapping[str, str] = {}  # submitter to the user its tasks run as; "*": the rest
+    log_max_mib: PositiveInt = 64  # of one log file before it is rotated
+    log_files: PositiveInt = 4  # kept per stream, the current one included
+    max_grace_s: PositiveFloat = 600.0  # bounds what a job may ask for
+
+
+class LimitsConfig(_Section):
+    """What one request, or one caller, may ask for."""
+
+    max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=1 << 30)] = 4 << 20
+    max_tasks_per_job: PositiveInt = 4_096
+    max_array_size: PositiveInt = 10_000
+    max_page_size: PositiveInt = 1_000
+    max_live_jobs: PositiveInt = 1_000_000
+    max_concurrent_rpcs: PositiveInt = 4_096
+    max_watches: PositiveInt = 1_000
+
+
+class SecurityConfig(_Section):
+    """Who may talk to the daemon, and as whom."""
+
+    tls_cert: FilePath | None = None
+    tls_key: FilePath | None = None
+    client_ca: FilePath | None = None  # client certificates signed by it are required
+    token_file: FilePath | None = None
+    admins: tuple[str, ...] = ()
+    local_user: str = ""  # the caller over plain loopback; empty: who runs the daemon
+
+
+class RetentionConfig(_Section):
+    """How long the past is kept."""
+
+    finished_days: PositiveFloat = 30.0  # finished jobs in lists
+    outcomes_days: PositiveFloat = 7.0  # request ids, and outcomes that dependencies name
+    events_days: PositiveFloat = 7.0  # journalled events that a dump has made redundant
+
+
+class DaemonConfig(_Section):
+    """Everything `lepton daemon` can be told."""
+
+    listen: HostAndPort = DEFAULT_LISTEN
+    web_listen: HostAndPort | None = DEFAULT_WEB_LISTEN  # metrics and health; null: off
+    folder: FilePath = Field(default_factory=lambda: platformdirs.user_state_path("lepton"))
+    policy: Name = "priority"
+    cycle_s: PositiveFloat = 10.0  # the longest time between two decisions
+    debounce_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.01
+    dump_every_events: PositiveInt = 50_000
+    nodes: tuple[NodeConfig, ...] = ()  # empty: this machine, as discovered
+    local: LocalConfig = LocalConfig()
+    limits: LimitsConfig = LimitsConfig()
+    security: SecurityConfig = SecurityConfig()
+    retention: RetentionConfig = RetentionConfig()
+
+    @model_validator(mode="after")
+    def _node_names_differ(self) -> Self:
+        counts = Counter(node.name for node in self.declared_nodes())
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise ValueError(f"nodes: {twice[0]} is declared twice")
+        return self
+
+    def declared_nodes(self) -> list[Node]:
+        """Return every declared node, in the order of the file."""
+        return [node for declared in self.nodes for node in declared.nodes()]
+
+
+def load_config(path: Path | None) -> DaemonConfig:
+    """Read a configuration file; None gives the defaults. Raises `InvalidSource`."""
+    if path is None:
+        return DaemonConfig()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        rule = f"cannot be read: {error}"
+        raise InvalidSource([Problem(source=str(path), line=0, field="", rule=rule)]) from error
+    return parse_config(text, str(path), folder=path.parent)
+
+
+def parse_config(text: str, source: str, *, folder: Path) -> DaemonConfig:
+    """Read a configuration; relative paths in it start at `folder`."""
+    data, lines = load_yaml_with_lines(text, source)
+    context: dict[str, Any] = {"folder": folder}
+    return validated(DaemonConfig, data, lines=lines, context=context)
