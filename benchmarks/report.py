@@ -1,4 +1,4 @@
-"""One line of JSON per measured case: what benchmarks print and `python -m benchmarks` reads."""
+"""One JSON line per measured case: what benchmarks print and `python -m benchmarks` reads."""
 
 import json
 from dataclasses import asdict, dataclass
