@@ -123,15 +123,12 @@ class LocalConfig(_Section):
 
 
 class LimitsConfig(_Section):
-    """What one request, or one caller, may ask for."""
+    """What one request may ask for; `daemon.limits` has the finer ones."""
 
     max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=1 << 30)] = 4 << 20
-    max_tasks_per_job: PositiveInt = 4_096
+    max_tasks_per_job: PositiveInt = 10_000
     max_array_size: PositiveInt = 10_000
     max_page_size: PositiveInt = 1_000
-    max_live_jobs: PositiveInt = 1_000_000
-    max_concurrent_rpcs: PositiveInt = 4_096
-    max_watches: PositiveInt = 1_000
 
 
 class SecurityConfig(_Section):
