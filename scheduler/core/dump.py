@@ -21,6 +21,7 @@ class JobDump:
     tasks: tuple[Task, ...] = ()
     attempt: int = 0
     failures: int = 0
+    streak: int = 0  # failures in a row, which the back-off grows with
     preemptions: int = 0
     eligible_at_s: float = 0.0
     stop_cause: StopCause | None = None

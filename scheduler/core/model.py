@@ -80,7 +80,8 @@ class StopCause(StrEnum):
     SUSPENDED = "suspended"
     TIME_LIMIT = "time_limit"
     GANG_BROKEN = "gang_broken"  # a member ended badly, so the rest of the gang goes too
-    SCALED_DOWN = "scaled_down"
+    SCALED_DOWN = "scaled_down"  # a service gives up replicas
+    RESIZED = "resized"  # a gang starts again with another number of tasks
 
 
 class DependencyKind(StrEnum):
@@ -231,7 +232,7 @@ class TaskId(NamedTuple):
 
     job: JobId
     role: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on an id
     attempt: int  # from 1
 
     def __str__(self) -> str:

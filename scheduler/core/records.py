@@ -32,6 +32,7 @@ class JobRecord:
     tasks: dict[TaskId, Task] = field(default_factory=dict)  # live, and ended in this attempt
     attempt: int = 0  # attempts started so far
     failures: int = 0  # attempts that ended badly
+    streak: int = 0  # failures in a row, which the back-off grows with
     preemptions: int = 0
     eligible_at_s: float = 0.0  # start-after or the end of a back-off
     stop_cause: StopCause | None = None  # why the job is STOPPING

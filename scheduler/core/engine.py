@@ -1,0 +1,274 @@
+"""The two doors of the core: `observe` changes the state, `snapshot` lets decisions read it.
+
+`observe` is total and deterministic: an event that makes no sense comes back as `Rejected` and
+changes nothing but the revision, so a replay of the journal repeats every verdict. Plans come
+in as `PlanCommitted` and are verified against the state of that moment; what an executor has
+to do comes out with the `Accepted` outcome.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from scheduler.core.dump import (
+    DUMP_FORMAT,
+    Dump,
+    JobDump,
+    NodeDump,
+)
+from scheduler.core.errors import InvalidInput, InvalidTransition
+from scheduler.core.events import Event
+from scheduler.core.lifecycle import Changes, Lifecycle, starts_of
+from scheduler.core.model import (
+    JobId,
+    JobPhase,
+    NodeName,
+    Queue,
+    QueueName,
+    StopCause,
+    TaskId,
+    TaskPhase,
+)
+from scheduler.core.observers import OBSERVERS, Refused, is_ended
+from scheduler.core.plan import (
+    Accepted,
+    Eviction,
+    Outcome,
+    Refusal,
+    Rejected,
+    Start,
+)
+from scheduler.core.records import JobRecord, NodeView
+from scheduler.core.snapshot import Snapshot
+from scheduler.core.state import ClusterState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueFigures:
+    """What a queue holds right now."""
+
+    n_pending: int = 0
+    n_running: int = 0
+    gpu_milli_used: int = 0
+
+
+class Engine:
+    """The cluster's state behind its doors."""
+
+    def __init__(self) -> None:
+        self._state = ClusterState()
+
+    # In
+
+    @property
+    def revision(self) -> int:
+        """The number of events observed so far."""
+        return self._state.revision
+
+    @property
+    def now_s(self) -> float:
+        """The moment of the latest event."""
+        return self._state.now_s
+
+    def observe(self, event: Event) -> Outcome:
+        """Judge an event and, if it makes sense, let it change the state."""
+        state = self._state
+        state.revision += 1
+        state.now_s = max(state.now_s, event.at_s)
+        changes = Changes()
+        life = Lifecycle(state, changes, event.at_s)
+        try:
+            OBSERVERS[type(event)](state, life, changes, event)
+        except Refused as refused:
+            return Rejected(
+                revision=state.revision,
+                refusal=refused.refusal,
+                message=str(refused),
+                field=refused.field,
+            )
+        except InvalidTransition as impossible:
+            return Rejected(
+                revision=state.revision,
+                refusal=Refusal.PRECONDITION,
+                message=str(impossible),
+            )
+        finished = {record.id for record in changes.finished}
+        return Accepted(
+            revision=state.revision,
+            job_ids=changes.job_ids,
+            is_repeat=changes.is_repeat,
+            changed=tuple(job_id for job_id in changes.jobs if job_id not in finished),
+            changed_nodes=tuple(changes.nodes),
+            finished=tuple(changes.finished),
+            starts=tuple(changes.starts),
+            evictions=tuple(changes.evictions),
+            stale=tuple(changes.stale),
+        )
+
+    # Out
+
+    def snapshot(self, now_s: float) -> Snapshot:
+        """Return the state at `now_s`, frozen; it may be read from another thread."""
+        return self._state.snapshot(now_s)
+
+    def job(self, job_id: JobId) -> JobRecord | None:
+        """Return a live job. Ended ones left with the outcome that ended them."""
+        return self._state.records.get(job_id)
+
+    def jobs(self) -> Iterable[JobRecord]:
+        """Return all live jobs in sequence order."""
+        return self._state.records.values()
+
+    def array(self, array_id: JobId) -> tuple[JobId, ...]:
+        """Return the live elements of an array."""
+        return tuple(self._state.arrays.get(array_id, ()))
+
+    def is_known(self, job_id: JobId) -> bool:
+        """Return whether the job or array is live or remembered as ended."""
+        return job_id in self._state.outcomes
+
+    def live_starts(self) -> list[Start]:
+        """Return every task that holds a place, for `Executor.recover`."""
+        return [
+            start
+            for record in self._state.records.values()
+            for start in starts_of(self._state, record, record.live_tasks())
+        ]
+
+    def evictions_in_flight(self) -> list[Eviction]:
+        """Return the evictions that have not ended, to be asked for again after a restart."""
+        return [
+            Eviction(
+                job_id=record.id,
+                tasks=(task.id,),
+                cause=task.stop_cause or StopCause.CANCELLED,
+                grace_s=record.job.spec.grace_s,
+            )
+            for record in self._state.records.values()
+            for task in record.live_tasks()
+            if task.phase is TaskPhase.STOPPING
+        ]
+
+    def node(self, name: NodeName) -> NodeView | None:
+        """Return a node as it is now."""
+        return self._state.node_view(name) if self._state.node(name) else None
+
+    def nodes(self) -> list[NodeView]:
+        """Return all nodes in the order of registration."""
+        return [self._state.node_view(name) for name in self._state.node_names()]
+
+    def tasks_on(self, name: NodeName) -> tuple[TaskId, ...]:
+        """Return the live tasks of a node."""
+        return tuple(self._state.tasks_on.get(name, ()))
+
+    def queue(self, name: QueueName) -> Queue | None:
+        """Return the queue of that name."""
+        return self._state.queue(name)
+
+    def queues(self) -> list[Queue]:
+        """Return all queues in the order in which they were made."""
+        return [queue for queue in self._state.queues if queue is not None]
+
+    def figures(self) -> dict[QueueName, QueueFigures]:
+        """Return what each queue holds, in one pass over the live jobs."""
+        counts = {queue.name: [0, 0, 0] for queue in self.queues()}
+        for record in self._state.records.values():
+            count = counts[record.job.spec.queue]
+            if record.phase in {JobPhase.RUNNING, JobPhase.STOPPING}:
+                count[1] += 1
+                count[2] += record.held_gpu_milli()
+            else:
+                count[0] += 1
+        return {
+            name: QueueFigures(n_pending=pending, n_running=running, gpu_milli_used=gpu_milli)
+            for name, (pending, running, gpu_milli) in counts.items()
+        }
+
+    def queue_figures(self, name: QueueName) -> QueueFigures:
+        """Return what one queue holds."""
+        return self.figures().get(name, QueueFigures())
+
+    # The whole of it
+
+    def dump(self) -> Dump:
+        """Return everything the engine knows."""
+        state = self._state
+        views = [state.node_view(name) for name in state.node_names()]
+        return Dump(
+            format=DUMP_FORMAT,
+            revision=state.revision,
+            next_sequence=state.next_sequence,
+            now_s=state.now_s,
+            nodes=tuple(_dump_node(view) for view in views),
+            queues=tuple(queue for queue in state.queues if queue is not None),
+            jobs=tuple(_dump_job(record) for record in state.records.values()),
+            outcomes=tuple(state.outcomes.values()),
+            requests=tuple(state.requests.values()),
+        )
+
+    @classmethod
+    def restore(cls, dump: Dump) -> "Engine":
+        """Return the engine that made the dump.
+
+        Raises InvalidInput if the dump is of a format this version does not know.
+        """
+        if dump.format != DUMP_FORMAT:
+            raise InvalidInput("format", f"is {dump.format}; this version reads {DUMP_FORMAT}")
+        engine = cls()
+        state = engine._state
+        state.revision, state.next_sequence = dump.revision, dump.next_sequence
+        state.now_s = dump.now_s
+        state.queues.clear()
+        state.queue_number.clear()
+        for queue in dump.queues:
+            state.put_queue(queue)
+        for node in dump.nodes:
+            state.add_node(node.node)
+        state.outcomes = {outcome.job_id: outcome for outcome in dump.outcomes}
+        state.requests = {(r.submitter, r.request_id): r for r in dump.requests}
+        for job in dump.jobs:
+            _restore_job(state, job)
+        for node in dump.nodes:
+            state.set_node_flags(
+                node.node.name,
+                is_up=node.is_up,
+                is_cordoned=node.is_cordoned,
+                is_draining=node.is_draining,
+                unhealthy_gpus=node.unhealthy_gpus,
+                reason=node.reason,
+            )
+        return engine
+
+
+def _dump_node(view: NodeView) -> NodeDump:
+    return NodeDump(
+        node=view.node,
+        is_up=view.is_up,
+        is_cordoned=view.is_cordoned,
+        is_draining=view.is_draining,
+        unhealthy_gpus=tuple(i for i, ok in enumerate(view.gpu_is_healthy) if not ok),
+        reason=view.reason,
+    )
+
+
+_SAME_IN_DUMP = tuple(f.name for f in fields(JobDump) if f.name not in {"tasks", "history"})
+
+
+def _dump_job(record: JobRecord) -> JobDump:
+    same = {name: getattr(record, name) for name in _SAME_IN_DUMP}
+    return JobDump(**same, tasks=tuple(record.tasks.values()), history=tuple(record.history))
+
+
+def _restore_job(state: ClusterState, dump: JobDump) -> None:
+    same = {name: getattr(dump, name) for name in _SAME_IN_DUMP}
+    record = JobRecord(**same, history=list(dump.history))
+    live = [task for task in dump.tasks if not task.phase.is_final]
+    record.tasks = {task.id: task for task in dump.tasks if task.phase.is_final}
+    n_unmet = sum(not is_ended(state, d.on) for d in dump.job.spec.dependencies)
+    for dependency in dump.job.spec.dependencies:
+        if not is_ended(state, dependency.on):
+            state.dependents.setdefault(dependency.on, []).append(record.id)
+    state.add_job(record, n_unmet)
+    for task in live:
+        state.bind(record, task)
+    record.tasks = {task.id: task for task in dump.tasks}  # in their old order
+    state.sync(record)

@@ -1,0 +1,401 @@
+"""What happens to a job when its tasks start, end and are asked to stop.
+
+Works on one record at a time and keeps `ClusterState` in step. A gang (training, batch)
+lives and dies together; a service (inference) replaces its replicas one by one.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from scheduler.core.dump import OutcomeDump
+from scheduler.core.model import (
+    MAX_BACKOFF_S,
+    MILLI,
+    DependencyKind,
+    JobId,
+    JobKind,
+    JobPhase,
+    NodeName,
+    StopCause,
+    Task,
+    TaskPhase,
+)
+from scheduler.core.plan import Eviction, Start
+from scheduler.core.records import JobRecord
+from scheduler.core.state import ClusterState
+from scheduler.core.transitions import check_job_move, check_task_move
+
+LIVE_OK_S = MAX_BACKOFF_S * 2
+"""A replica that ran this long starts its back-off from scratch (Kubernetes: ten minutes)."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What followed from one event, collected for its outcome."""
+
+    job_ids: tuple[JobId, ...] = ()
+    is_repeat: bool = False
+    jobs: dict[JobId, None] = field(default_factory=dict)
+    nodes: dict[NodeName, None] = field(default_factory=dict)
+    finished: list[JobRecord] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
+    evictions: list[Eviction] = field(default_factory=list)
+    stale: list[JobId] = field(default_factory=list)
+
+
+class Lifecycle:
+    """The moves of jobs and tasks within the observation of one event."""
+
+    def __init__(self, state: ClusterState, changes: Changes, at_s: float) -> None:
+        self._state = state
+        self._changes = changes
+        self._at_s = at_s
+
+    # Tasks
+
+    def start(self, record: JobRecord, tasks: list[Task]) -> None:
+        """Bind the tasks of one placement, of a pending job or of a service that lacks some."""
+        record.attempt += 1
+        if record.phase is JobPhase.PENDING:
+            record.waited_before_s += self._at_s - record.pending_since_s
+            record.last_started_at_s = self._at_s
+            record.first_started_at_s = record.first_started_at_s or self._at_s
+            record.checkpoint_at_s = 0.0
+            record.tasks.clear()
+            record.reason = ""
+            self._move(record, JobPhase.RUNNING, "")
+        fresh = {(task.id.role, task.id.index) for task in tasks}
+        for task_id, old in list(record.tasks.items()):
+            if old.phase.is_final and (task_id.role, task_id.index) in fresh:
+                del record.tasks[task_id]
+        for task in tasks:
+            self._state.bind(record, task)
+            self._changes.nodes[task.node] = None
+        nodes = ", ".join(dict.fromkeys(task.node for task in tasks))
+        record.note(self._at_s, f"attempt {record.attempt}: {len(tasks)} tasks on {nodes}")
+        self._changes.starts.extend(starts_of(self._state, record, tasks))
+        self.publish(record)
+
+    def task_started(self, record: JobRecord, task: Task) -> None:
+        """Note that a task's process runs."""
+        self._move_task(record, task, TaskPhase.RUNNING, started_at_s=self._at_s)
+        self.publish(record)
+
+    def task_ended(
+        self,
+        record: JobRecord,
+        task: Task,
+        *,
+        exit_code: int | None,
+        signal: int | None,
+        is_lost: bool,
+        reason: str,
+    ) -> None:
+        """Release a task's place and let its job go where that leads."""
+        if is_lost:
+            phase = TaskPhase.LOST
+        elif task.phase is TaskPhase.STOPPING:
+            phase = TaskPhase.STOPPED
+        else:
+            phase = TaskPhase.SUCCEEDED if exit_code == 0 else TaskPhase.FAILED
+        ended = self._move_task(
+            record,
+            task,
+            phase,
+            ended_at_s=self._at_s,
+            exit_code=exit_code,
+            signal=signal,
+            reason=reason,
+        )
+        self._state.release(record, task)
+        self._changes.nodes[task.node] = None
+        shape = self._state.shape(record, task)
+        held_s = self._at_s - task.bound_at_s
+        record.gpu_s_before += shape.total_gpu_milli / MILLI * held_s
+        record.note(self._at_s, f"{task.id} {phase}{_how(ended)}")
+        if record.job.spec.kind is JobKind.INFERENCE:
+            self._after_replica(record, ended)
+        else:
+            self._after_member(record, ended)
+
+    def _after_member(self, record: JobRecord, task: Task) -> None:
+        live = record.live_tasks()
+        if record.phase is JobPhase.STOPPING:
+            if live:
+                self.publish(record)
+            else:
+                self._stopped(record)
+            return
+        if task.phase in {TaskPhase.FAILED, TaskPhase.LOST}:
+            then = self._after_failure(record, task)
+            if live:
+                self._stop(record, live, StopCause.GANG_BROKEN, then)
+            else:
+                self._close_attempt(record, is_work_lost=True)
+                self._go(record, then, record.reason)
+        elif not live:
+            record.exit_code = 0
+            self._close_attempt(record, is_work_lost=False)
+            self._go(record, JobPhase.SUCCEEDED, "")
+        else:
+            self.publish(record)
+
+    def _after_replica(self, record: JobRecord, task: Task) -> None:
+        live = record.live_tasks()
+        if record.phase is JobPhase.STOPPING:
+            if live:
+                self.publish(record)
+            else:
+                self._stopped(record)
+            return
+        if task.phase in {TaskPhase.FAILED, TaskPhase.SUCCEEDED}:
+            ran_s = self._at_s - (task.started_at_s or task.bound_at_s)
+            record.failures += task.phase is TaskPhase.FAILED
+            record.streak = 1 if ran_s >= LIVE_OK_S else record.streak + 1
+            record.eligible_at_s = self._at_s + _backoff_s(record)
+            record.reason = f"{task.id.role}-{task.id.index} ended{_how(task)}; it is replaced"
+        del record.tasks[task.id]
+        if live:
+            self.publish(record)
+        else:
+            self._close_attempt(record, is_work_lost=False)
+            self._go(record, JobPhase.PENDING, record.reason)
+
+    def _after_failure(self, record: JobRecord, task: Task) -> JobPhase:
+        """Return where a gang goes after a member ended badly: another try, or the end."""
+        who = f"{task.id.role}-{task.id.index}"
+        if task.phase is TaskPhase.LOST:  # not the job's own fault: it costs no retry
+            record.reason = f"{who} was lost{_how(task)}"
+            return JobPhase.PENDING
+        record.failures += 1
+        record.streak += 1
+        record.reason = f"{who} failed{_how(task)}"
+        spec = record.job.spec
+        if record.failures <= spec.max_retries:
+            record.eligible_at_s = self._at_s + _backoff_s(record)
+            record.reason += f"; retry {record.failures} of {spec.max_retries}"
+            return JobPhase.PENDING
+        code = task.exit_code if task.exit_code is not None else 128 + (task.signal or 0)
+        record.exit_code = code if task.exit_code is not None or task.signal else None
+        return JobPhase.FAILED
+
+    # Stopping
+
+    def evict(self, record: JobRecord, tasks: list[Task], cause: StopCause, why: str) -> None:
+        """Ask running tasks to stop; a gang goes as a whole and `then` follows the cause."""
+        is_service = record.job.spec.kind is JobKind.INFERENCE
+        if cause is StopCause.PREEMPTED:
+            record.preemptions += 1
+        live = record.live_tasks()
+        going = {task.id for task in tasks} | {
+            t.id for t in live if t.phase is TaskPhase.STOPPING
+        }
+        is_partial = is_service and any(task.id not in going for task in live)
+        if is_partial and cause is not StopCause.TIME_LIMIT:
+            self._ask(record, tasks, cause, why)
+            self.publish(record)
+            return
+        then = JobPhase.TIMED_OUT if cause is StopCause.TIME_LIMIT else JobPhase.PENDING
+        record.reason = why or f"{cause}".replace("_", " ")
+        self._stop(record, live, cause, then, why)
+
+    def stop(self, record: JobRecord, cause: StopCause, then: JobPhase, reason: str) -> None:
+        """End whatever the job does and take it to `then`, at once if it holds nothing."""
+        record.reason = reason
+        live = record.live_tasks()
+        if record.phase is JobPhase.STOPPING:
+            record.stop_cause, record.then = cause, then
+            record.note(self._at_s, f"{cause}: {then} follows")
+            self.publish(record)
+        elif live:
+            self._stop(record, live, cause, then, reason)
+        else:
+            self._go(record, then, reason)
+
+    def resize(self, record: JobRecord) -> None:
+        """Bring a running job to the counts that its spec now has."""
+        counts = {role.name: role.count for role in record.job.spec.roles}
+        live = [t for t in record.live_tasks() if t.phase is not TaskPhase.STOPPING]
+        if record.phase is not JobPhase.RUNNING:
+            self.publish(record)
+        elif record.job.spec.kind is JobKind.INFERENCE:
+            surplus = [task for task in live if task.id.index >= counts[task.id.role]]
+            if surplus:
+                self._ask(record, surplus, StopCause.SCALED_DOWN, "")
+            self.publish(record)
+        else:
+            record.reason = "restarts with another number of tasks"
+            self._stop(record, live, StopCause.RESIZED, JobPhase.PENDING)
+
+    def _stop(
+        self,
+        record: JobRecord,
+        live: list[Task],
+        cause: StopCause,
+        then: JobPhase,
+        why: str = "",
+    ) -> None:
+        record.stop_cause, record.then = cause, then
+        self._move(record, JobPhase.STOPPING, f"{cause}: {then} follows")
+        self._ask(record, live, cause, why)
+        self.publish(record)
+
+    def _ask(self, record: JobRecord, tasks: list[Task], cause: StopCause, why: str) -> None:
+        asked = [task for task in tasks if task.phase is not TaskPhase.STOPPING]
+        for task in asked:
+            self._move_task(record, task, TaskPhase.STOPPING, stop_cause=cause)
+        if asked:
+            self._changes.evictions.append(
+                Eviction(
+                    job_id=record.id,
+                    tasks=tuple(task.id for task in asked),
+                    cause=cause,
+                    grace_s=record.job.spec.grace_s,
+                    detail=why,
+                )
+            )
+
+    def _stopped(self, record: JobRecord) -> None:
+        then = record.then
+        assert then is not None
+        record.stop_cause = record.then = None
+        is_service = record.job.spec.kind is JobKind.INFERENCE
+        self._close_attempt(record, is_work_lost=not is_service)
+        self._go(record, then, record.reason)
+
+    def _close_attempt(self, record: JobRecord, *, is_work_lost: bool) -> None:
+        ran_s = self._at_s - record.last_started_at_s
+        record.ran_before_s += ran_s
+        if is_work_lost:
+            saved_at_s = max(record.checkpoint_at_s, record.last_started_at_s)
+            gpu_milli = sum(
+                self._state.shape(record, task).total_gpu_milli
+                for task in record.tasks.values()
+            )
+            record.lost_gpu_s += gpu_milli / MILLI * max(self._at_s - saved_at_s, 0.0)
+
+    # Phases
+
+    def _go(self, record: JobRecord, phase: JobPhase, reason: str) -> None:
+        """Take a job that holds nothing to another phase."""
+        if phase is not record.phase:
+            if record.phase is JobPhase.PENDING:
+                record.waited_before_s += self._at_s - record.pending_since_s
+            self._move(record, phase, reason)
+        if phase is JobPhase.PENDING:
+            record.pending_since_s = self._at_s
+        record.reason = reason
+        self.publish(record)
+        if phase.is_final:
+            self._finish(record)
+
+    def resume(self, record: JobRecord) -> None:
+        """Let a suspended job wait again, or one that is on its way there."""
+        if record.phase is JobPhase.STOPPING:
+            record.then = JobPhase.PENDING
+            self.publish(record)
+        else:
+            self._go(record, JobPhase.PENDING, "")
+
+    def _finish(self, first: JobRecord) -> None:
+        """Bury a job, and every job whose dependency on it can never hold now."""
+        doomed = [first]
+        while doomed:
+            record = doomed.pop()
+            record.ended_at_s = self._at_s
+            self._changes.finished.append(record)
+            self._state.drop_job(record)
+            for ended in self._count_outcome(record):
+                for waiting in self._state.dependents.pop(ended.job_id, ()):
+                    dependent = self._state.records.get(waiting)
+                    if dependent is not None and not self._satisfy(dependent, ended):
+                        if dependent.phase is JobPhase.PENDING:
+                            dependent.waited_before_s += self._at_s - dependent.pending_since_s
+                        self._move(dependent, JobPhase.CANCELLED, dependent.reason)
+                        self.publish(dependent)
+                        doomed.append(dependent)
+
+    def _count_outcome(self, record: JobRecord) -> list[OutcomeDump]:
+        """Count the end in the outcomes of the job and its array; return those now complete."""
+        complete = []
+        for job_id in (record.id, record.job.array_id):
+            if job_id is None:
+                continue
+            old = self._state.outcomes[job_id]
+            new = replace(
+                old,
+                n_ended=old.n_ended + 1,
+                n_not_ok=old.n_not_ok + (record.phase is not JobPhase.SUCCEEDED),
+                ended_at_s=self._at_s,
+            )
+            self._state.outcomes[job_id] = new
+            if new.n_ended == new.n_elements:
+                complete.append(new)
+        return complete
+
+    def _satisfy(self, record: JobRecord, ended: OutcomeDump) -> bool:
+        """Settle the record's dependencies on what ended; return False if one cannot hold."""
+        for dependency in record.job.spec.dependencies:
+            if dependency.on != ended.job_id:
+                continue
+            if not holds(dependency.kind, ended):
+                record.reason = f"its dependency {dependency.kind} {dependency.on} cannot hold"
+                return False
+            self._state.n_unmet[record.id] -= 1
+        self.publish(record)
+        return True
+
+    def _move(self, record: JobRecord, phase: JobPhase, why: str) -> None:
+        check_job_move(record.id, record.phase, phase, history=record.history)
+        record.phase = phase
+        record.note(self._at_s, f"{phase}: {why}" if why else str(phase))
+
+    def _move_task(
+        self,
+        record: JobRecord,
+        task: Task,
+        phase: TaskPhase,
+        **changes: object,
+    ) -> Task:
+        check_task_move(str(task.id), task.phase, phase, history=record.history)
+        moved = replace(task, phase=phase, **changes)  # type: ignore[arg-type]
+        record.tasks[task.id] = moved
+        return moved
+
+    def publish(self, record: JobRecord) -> None:
+        """Publish the record: its revision, its row, and that its view changed."""
+        record.revision = self._state.revision
+        self._state.sync(record)
+        self._changes.jobs[record.id] = None
+
+
+def holds(kind: DependencyKind, ended: OutcomeDump) -> bool:
+    """Return whether a dependency on a job or array that has ended is satisfied."""
+    if kind is DependencyKind.AFTER_ANY:
+        return True
+    return (ended.n_not_ok == 0) == (kind is DependencyKind.AFTER_OK)
+
+
+def starts_of(state: ClusterState, record: JobRecord, tasks: list[Task]) -> list[Start]:
+    """Return what an executor needs to start the tasks, or to find them again."""
+    masters = {t.id.attempt: t.node for t in record.tasks.values() if t.rank == 0}
+    starts = []
+    for task in tasks:
+        master = state.node(masters.get(task.id.attempt, task.node))
+        address = master.address if master is not None else ""
+        starts.append(Start(task=task, job=record.job, master_address=address))
+    return starts
+
+
+def _backoff_s(record: JobRecord) -> float:
+    doublings = min(max(record.streak - 1, 0), 32)
+    return min(record.job.spec.backoff_s * 2.0**doublings, MAX_BACKOFF_S)
+
+
+def _how(task: Task) -> str:
+    if task.exit_code is not None:
+        how = f" with exit code {task.exit_code}"
+    elif task.signal is not None:
+        how = f" by signal {task.signal}"
+    else:
+        how = ""
+    return f"{how} ({task.reason})" if task.reason else how

@@ -1,0 +1,315 @@
+"""The cluster at one moment, as numpy columns: what decisions read.
+
+`NodeColumns` and `JobColumns` are tables: a row is a node or a live job, a column an array. A
+`Snapshot` holds both at `now_s` and never changes: `ClusterState` copies a table before it
+writes to one that a snapshot still holds. Rows are of no meaning outside one snapshot.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core.errors import InvalidInput
+from scheduler.core.model import MILLI, Job, JobPhase, Node, NodeName, Queue, Shape, Task
+
+IntColumn = NDArray[np.int64]
+FloatColumn = NDArray[np.float64]
+BoolColumn = NDArray[np.bool_]
+Rows = NDArray[np.intp]
+
+CPU, MEMORY, GPUS, FRACTION = range(4)
+"""Columns of `NodeColumns.free`: milli-CPU, MiB, whole devices, the fullest milli-GPU that one
+device can still give."""
+
+PHASE_CODE = {phase: code for code, phase in enumerate(JobPhase)}
+"""Job phases as small integers, for columns."""
+
+NEVER_S = np.inf
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class NodeColumns:
+    """Every node, in the order of registration; removed ones stay as closed rows.
+
+    N rows, D devices on the widest node. `device_free` is what may be taken of a device: zero
+    for an unhealthy or missing one; `device_used` is what is taken, whatever its health.
+    """
+
+    nodes: list[Node]
+    row_of: dict[NodeName, int]
+    free: IntColumn  # [N, 4]: CPU, MEMORY, GPUS, FRACTION
+    device_free: IntColumn  # [N, D] thousandths
+    device_used: IntColumn  # [N, D] thousandths
+    device_memory_free: IntColumn  # [N, D] MiB
+    device_memory_mib: IntColumn  # [N] of each device
+    is_healthy: BoolColumn  # [N, D]
+    is_up: BoolColumn  # [N]
+    is_cordoned: BoolColumn  # [N]
+    is_draining: BoolColumn  # [N]
+    is_removed: BoolColumn  # [N]
+    n_tasks: IntColumn  # [N]
+    # Derived from what rarely changes, remembered across snapshots until it does.
+    fits_statically: dict[Shape, BoolColumn] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return a table without rows."""
+        return cls(
+            nodes=[],
+            row_of={},
+            free=np.zeros((0, 4), np.int64),
+            device_free=np.zeros((0, 0), np.int64),
+            device_used=np.zeros((0, 0), np.int64),
+            device_memory_free=np.zeros((0, 0), np.int64),
+            device_memory_mib=np.zeros(0, np.int64),
+            is_healthy=np.zeros((0, 0), np.bool_),
+            is_up=np.zeros(0, np.bool_),
+            is_cordoned=np.zeros(0, np.bool_),
+            is_draining=np.zeros(0, np.bool_),
+            is_removed=np.zeros(0, np.bool_),
+            n_tasks=np.zeros(0, np.int64),
+        )
+
+    def copy(self) -> Self:
+        """Return a table that can be written to without touching this one."""
+        arrays: dict[str, Any] = {
+            f.name: value.copy()
+            for f in fields(self)
+            for value in [getattr(self, f.name)]
+            if isinstance(value, np.ndarray)
+        }
+        return replace(self, **arrays, nodes=self.nodes.copy(), row_of=self.row_of.copy())
+
+    def without_removed(self) -> Self:
+        """Return the table without the rows of removed nodes, the others in their order."""
+        kept = np.flatnonzero(~self.is_removed)
+        arrays: dict[str, Any] = {
+            f.name: value[kept]
+            for f in fields(self)
+            for value in [getattr(self, f.name)]
+            if isinstance(value, np.ndarray)
+        }
+        nodes = [self.nodes[row] for row in kept]
+        row_of = {node.name: row for row, node in enumerate(nodes)}
+        return replace(self, **arrays, nodes=nodes, row_of=row_of, fits_statically={})
+
+    def is_open(self) -> BoolColumn:
+        """Return which nodes take new tasks."""
+        return self.is_up & ~(self.is_cordoned | self.is_draining | self.is_removed)
+
+    def static_fit(self, shape: Shape) -> BoolColumn:
+        """Return which nodes could ever take the shape: type, labels, taints, device memory."""
+        known = self.fits_statically.get(shape)
+        if known is None:
+            known = np.fromiter(
+                (_could_ever_take(node, shape) for node in self.nodes),
+                np.bool_,
+                len(self.nodes),
+            )
+            self.fits_statically[shape] = known
+        return known
+
+
+def _could_ever_take(node: Node, shape: Shape) -> bool:
+    return (
+        has_labels(node, shape)
+        and tolerates(node, shape)
+        and has_gpu_type(node, shape)
+        and has_gpu_memory(node, shape)
+    )
+
+
+def has_labels(node: Node, shape: Shape) -> bool:
+    """Return whether the node carries every label the shape asks for."""
+    return not shape.node_labels or set(shape.node_labels) <= set(node.labels)
+
+
+def tolerates(node: Node, shape: Shape) -> bool:
+    """Return whether the shape tolerates every taint of the node."""
+    return all(any(t.tolerates(taint) for t in shape.tolerations) for taint in node.taints)
+
+
+def has_gpu_type(node: Node, shape: Shape) -> bool:
+    """Return whether the node's GPUs are of a type the shape accepts."""
+    return not shape.gpu_types or node.gpu_type in shape.gpu_types
+
+
+def has_gpu_memory(node: Node, shape: Shape) -> bool:
+    """Return whether the node's devices are large enough for the shape."""
+    if not shape.total_gpu_milli or not shape.gpu_memory_mib:
+        return True
+    return bool(node.gpus) and min(g.memory_mib for g in node.gpus) >= shape.gpu_memory_mib
+
+
+def memory_of_fraction_mib(shape: Shape, device_memory_mib: int) -> int:
+    """Return the device memory that a fractional shape takes of a device of that size."""
+    return shape.gpu_memory_mib or device_memory_mib * shape.gpu_milli // MILLI
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GangRole:
+    """What placement needs to know of a role."""
+
+    name: str
+    shape: Shape
+    min_count: int
+    count: int
+
+
+Gang = tuple[GangRole, ...]
+"""What placement needs to know of a job. Equal gangs are placed, and fail, alike."""
+
+
+def gang_of(job: Job) -> Gang:
+    """Return the job as placement sees it."""
+    return tuple(
+        GangRole(name=r.name, shape=r.shape, min_count=r.min_count, count=r.count)
+        for r in job.spec.roles
+    )
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class JobColumns:
+    """Every live job. Rows are reused; a free row has the phase code -1."""
+
+    jobs: list[Job | None]
+    tasks: list[tuple[Task, ...]]  # live ones
+    sequence: IntColumn
+    priority: IntColumn
+    phase: NDArray[np.int8]  # PHASE_CODE, or -1
+    gang: IntColumn  # index into `gangs`
+    queue: IntColumn  # index into `queue_names`
+    attempt: IntColumn  # attempts started so far
+    n_unmet: IntColumn  # dependencies not satisfied yet
+    n_missing: IntColumn  # tasks that a running job still wants
+    gpu_milli: IntColumn  # held
+    is_preemptible: BoolColumn
+    submitted_at_s: FloatColumn
+    eligible_at_s: FloatColumn
+    started_at_s: FloatColumn  # of this attempt
+    checkpoint_at_s: FloatColumn  # of this attempt; 0: none
+    deadline_at_s: FloatColumn  # end of the time limit; inf: none
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return a table without rows."""
+        columns = {
+            f.name: np.zeros(0, dtype)
+            for f in fields(cls)
+            if (dtype := _JOB_DTYPES.get(f.name)) is not None
+        }
+        return cls(jobs=[], tasks=[], **columns)
+
+    def copy(self) -> Self:
+        """Return a table that can be written to without touching this one."""
+        arrays = {name: getattr(self, name).copy() for name in _JOB_DTYPES}
+        return replace(self, **arrays, jobs=self.jobs.copy(), tasks=self.tasks.copy())
+
+    def grow(self, n_rows: int) -> None:
+        """Add free rows."""
+        for name, dtype in _JOB_DTYPES.items():
+            more = np.zeros(n_rows, dtype)
+            setattr(self, name, np.concatenate([getattr(self, name), more]))
+        self.phase[-n_rows:] = -1
+        self.jobs.extend([None] * n_rows)
+        self.tasks.extend([()] * n_rows)
+
+
+_JOB_DTYPES: Mapping[str, type[np.generic]] = {
+    "sequence": np.int64,
+    "priority": np.int64,
+    "phase": np.int8,
+    "gang": np.int64,
+    "queue": np.int64,
+    "attempt": np.int64,
+    "n_unmet": np.int64,
+    "n_missing": np.int64,
+    "gpu_milli": np.int64,
+    "is_preemptible": np.bool_,
+    "submitted_at_s": np.float64,
+    "eligible_at_s": np.float64,
+    "started_at_s": np.float64,
+    "checkpoint_at_s": np.float64,
+    "deadline_at_s": np.float64,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
+class Snapshot:
+    """The cluster at `now_s`. Safe to read from another thread while the state moves on.
+
+    Whoever keeps a table of it must keep the snapshot too: the state copies a table before a
+    write only while a snapshot that holds it is alive.
+    """
+
+    now_s: float
+    revision: int
+    nodes: NodeColumns
+    jobs: JobColumns
+    gangs: Sequence[Gang]  # by the number in `jobs.gang`; only ever appended to
+    queues: Sequence[Queue | None]  # by the number in `jobs.queue`; None: deleted
+    origin: "Snapshot | None" = None  # of a hypothesis: keeps the tables from being reused
+
+    def waiting_rows(self) -> Rows:
+        """Return the jobs that want tasks placed: pending ones, and services short of some."""
+        is_pending = self.jobs.phase == PHASE_CODE[JobPhase.PENDING]
+        is_short = (self.jobs.phase == PHASE_CODE[JobPhase.RUNNING]) & (self.jobs.n_missing > 0)
+        return np.flatnonzero(is_pending | is_short)
+
+    def may_start(self, rows: Rows) -> BoolColumn:
+        """Return which of the waiting rows nothing but capacity holds back."""
+        started = np.array([q is not None and q.is_started for q in self.queues], np.bool_)
+        ready: BoolColumn = self.jobs.n_unmet[rows] == 0
+        ready &= self.jobs.eligible_at_s[rows] <= self.now_s
+        ready &= started[self.jobs.queue[rows]]
+        return ready
+
+    def running_rows(self) -> Rows:
+        """Return the jobs with live tasks that were not all asked to stop."""
+        return np.flatnonzero(self.jobs.phase == PHASE_CODE[JobPhase.RUNNING])
+
+    def job_at(self, row: int) -> Job:
+        """Return the job of a row in use."""
+        job = self.jobs.jobs[row]
+        assert job is not None
+        return job
+
+    def unsaved_s(self, rows: Rows) -> FloatColumn:
+        """Return the running time that each running job would lose if it stopped now.
+
+        Since the last checkpoint it reported, or, for one that keeps them at an interval, at
+        most since the last one it should have written.
+        """
+        jobs = self.jobs
+        saved_at_s = np.maximum(jobs.started_at_s[rows], jobs.checkpoint_at_s[rows])
+        unsaved_s = np.maximum(self.now_s - saved_at_s, 0.0)
+        intervals_s = np.array(
+            [self.job_at(row).spec.checkpoint_interval_s for row in rows], np.float64
+        )
+        keeps = intervals_s > 0
+        return np.where(keeps, np.fmod(unsaved_s, np.where(keeps, intervals_s, 1.0)), unsaved_s)
+
+    def with_job(self, job: Job) -> "Snapshot":
+        """Return a snapshot in which one more job waits: a hypothesis for dry runs."""
+        jobs = self.jobs.copy()
+        jobs.grow(1)
+        row = len(jobs.jobs) - 1
+        queue = next(
+            (i for i, q in enumerate(self.queues) if q and q.name == job.spec.queue), None
+        )
+        if queue is None:
+            raise InvalidInput("spec.queue", f"there is no queue {job.spec.queue!r}")
+        jobs.jobs[row] = job
+        jobs.queue[row] = queue
+        jobs.gang[row] = len(self.gangs)
+        jobs.phase[row] = PHASE_CODE[JobPhase.PENDING]
+        jobs.sequence[row] = job.sequence
+        jobs.priority[row] = job.spec.priority
+        jobs.submitted_at_s[row] = job.submitted_at_s
+        jobs.eligible_at_s[row] = job.spec.start_after_s
+        jobs.deadline_at_s[row] = NEVER_S
+        jobs.is_preemptible[row] = job.spec.preemptible
+        return replace(self, jobs=jobs, gangs=[*self.gangs, gang_of(job)], origin=self)

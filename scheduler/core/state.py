@@ -1,0 +1,369 @@
+"""What is true now: the two tables, a record per live job, and what ended jobs left behind.
+
+Storage and its consistency only; what an event means is decided in `lifecycle`. A table that a
+snapshot still holds is copied before it is written to, so snapshots never change.
+"""
+
+from weakref import ReferenceType, ref
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core import capacity
+from scheduler.core.dump import OutcomeDump, RequestDump
+from scheduler.core.errors import InvariantError
+from scheduler.core.model import (
+    DEFAULT_QUEUE,
+    JobId,
+    JobKind,
+    JobPhase,
+    Node,
+    NodeName,
+    Queue,
+    QueueName,
+    Shape,
+    Task,
+    TaskId,
+)
+from scheduler.core.records import JobRecord, NodeView
+from scheduler.core.snapshot import (
+    CPU,
+    MEMORY,
+    NEVER_S,
+    PHASE_CODE,
+    Gang,
+    JobColumns,
+    NodeColumns,
+    Snapshot,
+    gang_of,
+)
+
+FIRST_ROWS = 64
+"""Rows the job table starts with; it doubles when it is full."""
+
+
+class ClusterState:
+    """The mutable heart of the engine. Only `lifecycle` writes to it."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.now_s = 0.0
+        self.next_sequence = 1
+        self.records: dict[JobId, JobRecord] = {}  # live jobs, in sequence order
+        self.arrays: dict[JobId, dict[JobId, None]] = {}  # live elements, in order
+        self.outcomes: dict[JobId, OutcomeDump] = {}  # of jobs and arrays, ended or not
+        self.dependents: dict[JobId, list[JobId]] = {}  # who waits for this job or array
+        self.n_unmet: dict[JobId, int] = {}  # dependencies not satisfied yet
+        self.requests: dict[tuple[str, str], RequestDump] = {}
+        self.tasks_on: dict[NodeName, dict[TaskId, None]] = {}
+        self.node_reason: dict[NodeName, str] = {}
+        self.queues: list[Queue | None] = [DEFAULT_QUEUE]
+        self.queue_number: dict[QueueName, int] = {DEFAULT_QUEUE.name: 0}
+        self._gangs: list[Gang] = []
+        self._gang_number: dict[Gang, int] = {}
+        self._row_of: dict[JobId, int] = {}
+        self._free_rows: list[int] = []
+        self._node_table = NodeColumns.empty()
+        self._job_table = JobColumns.empty()
+        self._node_readers: list[ReferenceType[Snapshot]] = []
+        self._job_readers: list[ReferenceType[Snapshot]] = []
+
+    def snapshot(self, now_s: float) -> Snapshot:
+        """Return the state at `now_s`; costs nothing until the next change."""
+        snapshot = Snapshot(
+            now_s=now_s,
+            revision=self.revision,
+            nodes=self._node_table,
+            jobs=self._job_table,
+            gangs=self._gangs,
+            queues=tuple(self.queues),
+        )
+        self._node_readers.append(ref(snapshot))
+        self._job_readers.append(ref(snapshot))
+        return snapshot
+
+    def _nodes(self) -> NodeColumns:
+        """Return the node table for writing."""
+        if self._node_readers:
+            if any(reader() is not None for reader in self._node_readers):
+                self._node_table = self._node_table.copy()
+            self._node_readers.clear()
+        return self._node_table
+
+    def _jobs(self) -> JobColumns:
+        """Return the job table for writing."""
+        if self._job_readers:
+            if any(reader() is not None for reader in self._job_readers):
+                self._job_table = self._job_table.copy()
+            self._job_readers.clear()
+        return self._job_table
+
+    # Jobs
+
+    def add_job(self, record: JobRecord, n_unmet: int) -> None:
+        """Make a job live."""
+        jobs = self._jobs()
+        if not self._free_rows:
+            n_rows = len(jobs.jobs)
+            n_more = max(FIRST_ROWS, n_rows)
+            jobs.grow(n_more)
+            self._free_rows.extend(range(n_rows + n_more - 1, n_rows - 1, -1))
+        row = self._free_rows.pop()
+        job = record.job
+        self._row_of[job.id] = row
+        self.records[job.id] = record
+        if job.array_id is not None:
+            self.arrays.setdefault(job.array_id, {})[job.id] = None
+        if n_unmet:
+            self.n_unmet[job.id] = n_unmet
+        jobs.sequence[row] = job.sequence
+        jobs.submitted_at_s[row] = job.submitted_at_s
+        self.sync_spec(record)
+        self.sync(record)
+
+    def sync_spec(self, record: JobRecord) -> None:
+        """Write what follows from the spec to the table, after the spec changed."""
+        jobs, row, job = self._jobs(), self._row_of[record.id], record.job
+        jobs.jobs[row] = job
+        jobs.priority[row] = job.spec.priority
+        jobs.is_preemptible[row] = job.spec.preemptible
+        jobs.queue[row] = self.queue_number[job.spec.queue]
+        gang = gang_of(job)
+        number = self._gang_number.setdefault(gang, len(self._gangs))
+        if number == len(self._gangs):
+            self._gangs.append(gang)
+        jobs.gang[row] = number
+
+    def sync(self, record: JobRecord) -> None:
+        """Write the record's dynamic state to the table."""
+        jobs, row = self._jobs(), self._row_of[record.id]
+        spec = record.job.spec
+        live = tuple(t for t in record.tasks.values() if not t.phase.is_final)
+        is_running = record.phase is JobPhase.RUNNING
+        jobs.tasks[row] = live
+        jobs.phase[row] = PHASE_CODE[record.phase]
+        jobs.attempt[row] = record.attempt
+        jobs.n_unmet[row] = self.n_unmet.get(record.id, 0)
+        jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
+        jobs.gpu_milli[row] = record.held_gpu_milli() if live else 0
+        jobs.eligible_at_s[row] = record.eligible_at_s
+        jobs.started_at_s[row] = record.last_started_at_s
+        jobs.checkpoint_at_s[row] = record.checkpoint_at_s
+        jobs.deadline_at_s[row] = (
+            record.last_started_at_s + spec.time_limit_s
+            if is_running and spec.time_limit_s
+            else NEVER_S
+        )
+
+    def drop_job(self, record: JobRecord) -> None:
+        """Forget a job that has ended, but for its outcome."""
+        jobs, row = self._jobs(), self._row_of.pop(record.id)
+        jobs.phase[row] = -1
+        jobs.jobs[row] = None
+        jobs.tasks[row] = ()
+        self._free_rows.append(row)
+        del self.records[record.id]
+        self.n_unmet.pop(record.id, None)
+        array_id = record.job.array_id
+        if array_id is not None:
+            elements = self.arrays[array_id]
+            del elements[record.id]
+            if not elements:
+                del self.arrays[array_id]
+
+    def members(self, job_id: JobId) -> list[JobRecord]:
+        """Return the live job of that id, or the live elements of that array."""
+        if job_id in self.records:
+            return [self.records[job_id]]
+        return [self.records[element] for element in self.arrays.get(job_id, ())]
+
+    # Tasks and the capacity they hold
+
+    def bind(self, record: JobRecord, task: Task) -> None:
+        """Give a task its place. The caller has checked that it fits."""
+        nodes = self._nodes()
+        capacity.take(nodes, nodes.row_of[task.node], self.shape(record, task), task.devices)
+        self.tasks_on[task.node][task.id] = None
+        record.tasks[task.id] = task
+
+    def release(self, record: JobRecord, task: Task) -> None:
+        """Give the place of a task that has ended back."""
+        nodes = self._nodes()
+        capacity.give(nodes, nodes.row_of[task.node], self.shape(record, task), task.devices)
+        del self.tasks_on[task.node][task.id]
+
+    def fits(self, record: JobRecord, task: Task) -> bool:
+        """Return whether the task's place is open to it and has what it needs."""
+        nodes = self._node_table
+        row = nodes.row_of.get(task.node)
+        if row is None:
+            return False
+        shape = self.shape(record, task)
+        is_open = nodes.is_up[row] and not nodes.is_cordoned[row] and not nodes.is_draining[row]
+        return (
+            bool(is_open)
+            and bool(nodes.static_fit(shape)[row])
+            and capacity.can_take(nodes, row, shape, task.devices)
+        )
+
+    def fit_together(self, record: JobRecord, tasks: list[Task]) -> bool:
+        """Return whether all the tasks' places hold at once; they are tried and undone."""
+        nodes = self._nodes()
+        tried: list[Task] = []
+        for task in tasks:
+            if not self.fits(record, task):
+                break
+            row = nodes.row_of[task.node]
+            capacity.take(nodes, row, self.shape(record, task), task.devices)
+            tried.append(task)
+        for task in tried:
+            row = nodes.row_of[task.node]
+            capacity.give(nodes, row, self.shape(record, task), task.devices)
+        return len(tried) == len(tasks)
+
+    @staticmethod
+    def shape(record: JobRecord, task: Task) -> Shape:
+        """Return what the task asks of its node."""
+        for role in record.job.spec.roles:
+            if role.name == task.id.role:
+                return role.shape
+        raise InvariantError(f"task {task.id} has no role in its job", record.history)
+
+    # Nodes
+
+    def node(self, name: NodeName) -> Node | None:
+        """Return the node of that name."""
+        row = self._node_table.row_of.get(name)
+        return None if row is None else self._node_table.nodes[row]
+
+    def add_node(self, node: Node) -> None:
+        """Append a row for a new node."""
+        nodes = self._nodes()
+        n_devices = max(nodes.device_free.shape[1], len(node.gpus))
+
+        def devices(table: NDArray[np.int64], fill: int) -> NDArray[np.int64]:
+            wide = np.zeros((len(table) + 1, n_devices), table.dtype)
+            wide[:-1, : table.shape[1]] = table
+            wide[-1, : len(node.gpus)] = fill
+            return wide
+
+        memory_mib = min((gpu.memory_mib for gpu in node.gpus), default=0)
+        nodes.row_of[node.name] = len(nodes.nodes)
+        nodes.nodes.append(node)
+        nodes.free = np.vstack([nodes.free, [[node.cpu_milli, node.memory_mib, 0, 0]]])
+        nodes.device_free = devices(nodes.device_free, 0)
+        nodes.device_used = devices(nodes.device_used, 0)
+        nodes.device_memory_free = devices(nodes.device_memory_free, memory_mib)
+        nodes.is_healthy = devices(nodes.is_healthy.astype(np.int64), 1).astype(np.bool_)
+        nodes.device_memory_mib = np.append(nodes.device_memory_mib, memory_mib)
+        nodes.is_up = np.append(nodes.is_up, True)
+        nodes.is_cordoned = np.append(nodes.is_cordoned, False)
+        nodes.is_draining = np.append(nodes.is_draining, False)
+        nodes.is_removed = np.append(nodes.is_removed, False)
+        nodes.n_tasks = np.append(nodes.n_tasks, 0)
+        nodes.fits_statically = {}
+        capacity.count_devices(nodes, len(nodes.nodes) - 1)
+        self.tasks_on[node.name] = {}
+
+    def replace_node(self, node: Node) -> None:
+        """Give a known node another shape. The caller has checked that its tasks still fit."""
+        nodes = self._nodes()
+        row = nodes.row_of[node.name]
+        old = nodes.nodes[row]
+        if len(old.gpus) != len(node.gpus) or old.gpus != node.gpus:
+            raise InvariantError(f"node {node.name}: its GPUs change only while it is empty")
+        nodes.nodes[row] = node
+        nodes.free[row, CPU] += node.cpu_milli - old.cpu_milli
+        nodes.free[row, MEMORY] += node.memory_mib - old.memory_mib
+        nodes.fits_statically = {}
+
+    def remove_node(self, name: NodeName) -> None:
+        """Close the node's row for good; nothing may run there any more."""
+        nodes = self._nodes()
+        row = nodes.row_of.pop(name)
+        if self.tasks_on.pop(name):
+            raise InvariantError(f"node {name} is removed under its tasks")
+        nodes.is_removed[row] = True
+        self.node_reason.pop(name, None)
+        if nodes.is_removed.sum() * 2 > max(len(nodes.nodes), FIRST_ROWS):
+            self._node_table = nodes.without_removed()
+
+    def set_node_flags(
+        self,
+        name: NodeName,
+        *,
+        is_up: bool | None = None,
+        is_cordoned: bool | None = None,
+        is_draining: bool | None = None,
+        unhealthy_gpus: tuple[int, ...] | None = None,
+        reason: str | None = None,
+    ) -> bool:
+        """Change the given flags of a node; return whether any of them changed."""
+        before = self.node_view(name)
+        nodes = self._nodes()
+        row = nodes.row_of[name]
+        if is_up is not None:
+            nodes.is_up[row] = is_up
+        if is_cordoned is not None:
+            nodes.is_cordoned[row] = is_cordoned
+        if is_draining is not None:
+            nodes.is_draining[row] = is_draining
+        if unhealthy_gpus is not None:
+            n_devices = len(nodes.nodes[row].gpus)
+            nodes.is_healthy[row, :n_devices] = True
+            nodes.is_healthy[row, list(unhealthy_gpus)] = False
+            capacity.count_devices(nodes, row)
+        if reason is not None:
+            self.node_reason[name] = reason
+        return self.node_view(name) != before
+
+    def node_view(self, name: NodeName) -> NodeView:
+        """Return a node as it is now."""
+        nodes = self._node_table
+        row = nodes.row_of[name]
+        node = nodes.nodes[row]
+        n_devices = len(node.gpus)
+        return NodeView(
+            node=node,
+            is_up=bool(nodes.is_up[row]),
+            is_cordoned=bool(nodes.is_cordoned[row]),
+            is_draining=bool(nodes.is_draining[row]),
+            cpu_milli_free=int(nodes.free[row, CPU]),
+            memory_mib_free=int(nodes.free[row, MEMORY]),
+            gpu_milli_free=tuple(nodes.device_free[row, :n_devices].tolist()),
+            gpu_is_healthy=tuple(nodes.is_healthy[row, :n_devices].tolist()),
+            n_tasks=int(nodes.n_tasks[row]),
+            reason=self.node_reason.get(name, ""),
+        )
+
+    def node_names(self) -> list[NodeName]:
+        """Return the nodes in the order of their rows."""
+        return list(self._node_table.row_of)
+
+    # Queues
+
+    def queue(self, name: QueueName) -> Queue | None:
+        """Return the queue of that name."""
+        number = self.queue_number.get(name)
+        return None if number is None else self.queues[number]
+
+    def put_queue(self, queue: Queue) -> None:
+        """Make or replace a queue. Its number stays, also through a deletion."""
+        number = self.queue_number.setdefault(queue.name, len(self.queues))
+        if number == len(self.queues):
+            self.queues.append(queue)
+        else:
+            self.queues[number] = queue
+
+
+def missing_members(record: JobRecord) -> list[tuple[str, int]]:
+    """Return the (role, index) that a running service wants and does not have."""
+    if record.job.spec.kind is not JobKind.INFERENCE:
+        return []
+    live = {(t.id.role, t.id.index) for t in record.tasks.values() if not t.phase.is_final}
+    return [
+        (role.name, index)
+        for role in record.job.spec.roles
+        for index in range(role.count)
+        if (role.name, index) not in live
+    ]
