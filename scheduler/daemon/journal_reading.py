@@ -1,0 +1,302 @@
+"""What a journal's file says: where a replay starts, the events after it, and what is damaged.
+
+Only reads, through any connection. Every row is checked as it is read: its checksum, and that
+its sequence number follows the one before. The daemon checks what it replays; `verify` all.
+"""
+
+import sqlite3
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scheduler.core.dump import Dump
+from scheduler.core.events import Event
+from scheduler.daemon.event_codec import (
+    Unreadable,
+    decode_dump,
+    decode_event,
+    decode_record,
+    dump_crc,
+    event_crc,
+)
+from scheduler.daemon.journal_errors import JournalCorrupt
+from scheduler.daemon.journal_schema import MARK_NAME, connect_reader, schema_version
+from scheduler.daemon.journal_schema import MIGRATIONS as _MIGRATIONS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """Where to start from, and up to which event there is no gap."""
+
+    dump: Dump | None
+    last_sequence: int
+    warnings: tuple[str, ...] = ()  # damage that recovery got around
+
+    @property
+    def start_sequence(self) -> int:
+        """The event that the dump includes; those after it are to be replayed."""
+        return self.dump.revision if self.dump else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What a full check of a journal found."""
+
+    schema: int
+    first_sequence: int
+    last_sequence: int
+    acknowledged: int  # the last sequence that the mark says was answered
+    n_events: int
+    n_finished: int
+    dumps: tuple[int, ...]  # readable ones
+    replay_from: int | None  # what a start would begin with; None: it would refuse
+    problems: tuple[str, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing at all is wrong."""
+        return not self.problems
+
+
+_MARK = struct.Struct("<QQ")  # the sequence, and its complement as a check
+
+
+def encode_mark(sequence: int) -> bytes:
+    """Return the bytes of a mark: the last event that was answered."""
+    return _MARK.pack(sequence, sequence ^ 0xFFFF_FFFF_FFFF_FFFF)
+
+
+def read_mark(folder: Path) -> int:
+    """Return the last sequence known to have been answered; 0 if nothing says so.
+
+    A lower bound: it is written after each commit but never waited for.
+    """
+    try:
+        sequence, check = _MARK.unpack((folder / MARK_NAME).read_bytes())
+    except (OSError, struct.error):
+        return 0
+    return sequence if check == sequence ^ 0xFFFF_FFFF_FFFF_FFFF else 0
+
+
+def find_replay(connection: sqlite3.Connection, folder: Path, *, acknowledged: int) -> Replay:
+    """Return where to replay from, checked to the end; raises `JournalCorrupt`."""
+    warnings: list[str] = []
+    dump = None
+    try:
+        dump = _newest_readable_dump(connection, warnings)
+        start = dump.revision if dump else 0
+        last, damage = _last_good(connection, start)
+    except sqlite3.DatabaseError as error:
+        raise JournalCorrupt(folder, f"SQLite says: {error}") from error
+    if damage is None and last < acknowledged:
+        damage = (
+            f"events {last + 1} to {acknowledged} had been acknowledged and are missing"
+            f" (if an older copy was put back on purpose, remove {folder / MARK_NAME})"
+        )
+    if damage is not None:
+        raise JournalCorrupt(
+            folder,
+            "; ".join([damage, *warnings]),
+            last_good_sequence=last,
+            dump_sequence=start or None,
+        )
+    return Replay(dump=dump, last_sequence=last, warnings=tuple(warnings))
+
+
+def read_events(
+    connection: sqlite3.Connection,
+    folder: Path,
+    *,
+    after: int,
+    until: int | None = None,
+) -> Iterator[tuple[int, Event]]:
+    """Yield events in order, checked; raises `JournalCorrupt` at the first that is not good."""
+    expected = after + 1
+    try:
+        for sequence, _, kind, payload, crc in _event_rows(connection, after, until):
+            if damage := _damage(expected, sequence, kind, payload, crc):
+                raise JournalCorrupt(folder, damage, last_good_sequence=expected - 1)
+            yield sequence, decode_event(kind, payload)
+            expected += 1
+    except (sqlite3.DatabaseError, Unreadable) as error:
+        raise JournalCorrupt(
+            folder, f"event {expected}: {error}", last_good_sequence=expected - 1
+        ) from error
+
+
+def salvage_events(
+    connection: sqlite3.Connection, *, until: int
+) -> Iterator[tuple[int, Event]]:
+    """Yield every event up to a sequence that can still be read, passing over the others."""
+    for wanted in range(1, until + 1):
+        try:
+            for sequence, _, kind, payload, crc in _event_rows(connection, wanted - 1, wanted):
+                if not _damage(wanted, sequence, kind, payload, crc):
+                    yield sequence, decode_event(kind, payload)
+        except (sqlite3.DatabaseError, Unreadable):
+            continue
+
+
+def verify(folder: Path) -> Findings:
+    """Check everything in a journal, also beside a running daemon."""
+    problems: list[str] = []
+    acknowledged = read_mark(folder)
+    facts = {"schema": 0, "first": 0, "last": 0, "n_events": 0, "n_finished": 0}
+    dumps: list[int] = []
+    replay_from = None
+    try:
+        connection = connect_reader(folder)
+    except (JournalCorrupt, sqlite3.DatabaseError) as error:
+        problems.append(getattr(error, "damage", str(error)))
+    else:
+        try:
+            connection.execute("BEGIN")  # one moment's view, whatever is written meanwhile
+            facts["schema"] = schema_version(connection, folder)
+            _check_file(connection, problems)
+            _check_events(connection, facts, problems)
+            dumps = _check_dumps(connection, problems)
+            _check_finished(connection, facts, problems)
+            replay_from = find_replay(
+                connection, folder, acknowledged=acknowledged
+            ).start_sequence
+        except JournalCorrupt as error:
+            problems.append(error.damage)
+        except sqlite3.DatabaseError as error:
+            problems.append(f"SQLite says: {error}")
+        finally:
+            connection.close()
+    return Findings(
+        schema=facts["schema"],
+        first_sequence=facts["first"],
+        last_sequence=facts["last"],
+        acknowledged=acknowledged,
+        n_events=facts["n_events"],
+        n_finished=facts["n_finished"],
+        dumps=tuple(dumps),
+        replay_from=replay_from,
+        problems=tuple(dict.fromkeys(problems)),
+    )
+
+
+def dump_sequences(connection: sqlite3.Connection) -> list[int]:
+    """Return the sequences of the stored dumps, newest first."""
+    rows = connection.execute("SELECT sequence FROM dumps ORDER BY sequence DESC")
+    return [sequence for (sequence,) in rows]
+
+
+def read_dump(connection: sqlite3.Connection, sequence: int) -> Dump:
+    """Return the dump stored for a sequence; raises `Unreadable`."""
+    try:
+        row = connection.execute(
+            "SELECT payload, crc FROM dumps WHERE sequence = ?", (sequence,)
+        ).fetchone()
+    except sqlite3.DatabaseError as error:
+        raise Unreadable(f"the dump at {sequence}: {error}") from error
+    blob, crc = row
+    if dump_crc(sequence, blob) != crc:
+        raise Unreadable(f"the dump at {sequence} has a wrong checksum")
+    dump = decode_dump(blob)
+    if dump.revision != sequence:
+        raise Unreadable(f"the dump at {sequence} is of revision {dump.revision}")
+    return dump
+
+
+_EventRow = tuple[int, float, str, bytes, int]
+
+
+def _event_rows(
+    connection: sqlite3.Connection, after: int, until: int | None
+) -> Iterator[_EventRow]:
+    yield from connection.execute(
+        "SELECT sequence, at_s, kind, payload, crc FROM events"
+        " WHERE sequence > ? AND sequence <= ? ORDER BY sequence",
+        (after, (1 << 62) if until is None else until),
+    )
+
+
+def _damage(expected: int, sequence: int, kind: str, payload: bytes, crc: int) -> str | None:
+    if sequence != expected:
+        last = sequence - 1
+        return f"event {expected} is missing" + (f" (to {last})" if last > expected else "")
+    if event_crc(sequence, kind, payload) != crc:
+        return f"event {sequence} has a wrong checksum"
+    return None
+
+
+def _newest_readable_dump(connection: sqlite3.Connection, warnings: list[str]) -> Dump | None:
+    for sequence in dump_sequences(connection):
+        try:
+            return read_dump(connection, sequence)
+        except Unreadable as error:
+            warnings.append(str(error))
+    return None
+
+
+def _last_good(connection: sqlite3.Connection, start: int) -> tuple[int, str | None]:
+    last = start
+    try:
+        for sequence, _, kind, payload, crc in _event_rows(connection, start, None):
+            if damage := _damage(last + 1, sequence, kind, payload, crc):
+                return last, damage
+            last = sequence
+    except sqlite3.DatabaseError as error:
+        return last, f"event {last + 1}: SQLite says: {error}"
+    return last, None
+
+
+def _check_file(connection: sqlite3.Connection, problems: list[str]) -> None:
+    for (line,) in connection.execute("PRAGMA quick_check(20)"):
+        if line != "ok":
+            problems.append(f"SQLite says: {line}")
+
+
+def _check_events(
+    connection: sqlite3.Connection, facts: dict[str, int], problems: list[str]
+) -> None:
+    expected = None
+    for sequence, at_s, kind, payload, crc in _event_rows(connection, 0, None):
+        facts["first"] = facts["first"] or sequence
+        facts["n_events"] += 1
+        facts["last"] = sequence
+        damage = _damage(expected or sequence, sequence, kind, payload, crc)
+        if damage is None:
+            try:
+                if decode_event(kind, payload).at_s != at_s:
+                    damage = f"event {sequence} is filed under the wrong time"
+            except Unreadable as error:
+                damage = f"event {sequence}: {error}"
+        if damage is not None:
+            problems.append(damage)
+        expected = sequence + 1
+
+
+def _check_dumps(connection: sqlite3.Connection, problems: list[str]) -> list[int]:
+    readable = []
+    for sequence in dump_sequences(connection):
+        try:
+            read_dump(connection, sequence)
+            readable.append(sequence)
+        except Unreadable as error:
+            problems.append(str(error))
+    return readable
+
+
+def _check_finished(
+    connection: sqlite3.Connection, facts: dict[str, int], problems: list[str]
+) -> None:
+    if facts["schema"] < len(_MIGRATIONS):
+        return
+    rows = connection.execute(
+        "SELECT j.sequence, j.id, r.crc, r.payload FROM finished_jobs j"
+        " LEFT JOIN finished_records r USING (sequence)"
+    )
+    for sequence, job_id, crc, payload in rows:
+        facts["n_finished"] += 1
+        try:
+            if payload is None or event_crc(sequence, "finished", payload) != crc:
+                problems.append(f"the finished job {job_id} has a wrong checksum")
+            elif decode_record(payload).id != job_id:
+                problems.append(f"the finished job {job_id} is filed under the wrong id")
+        except Unreadable as error:
+            problems.append(f"the finished job {job_id}: {error}")
