@@ -35,14 +35,15 @@ def report(
     baseline: str | None = None,
     baseline_value: float | None = None,
     size: str = "",
+    goal_of: Literal["value", "ratio"] | None = None,
 ) -> Result:
     """Print one figure as a JSON line, and return it.
 
-    `ratio` is value over baseline. With a baseline the goal is judged by the ratio; without
-    one by the value; without a goal `met` is null.
+    `ratio` is value over baseline. Unless `goal_of` says which of the two the goal is about, it
+    is judged by the ratio with a baseline, by the value without; without a goal `met` is null.
     """
     ratio = value / baseline_value if baseline_value else None
-    judged = value if ratio is None else ratio
+    judged = value if ratio is None or goal_of == "value" else ratio
     met = None
     if goal is not None:
         met = judged >= goal if better == "higher" else judged <= goal

@@ -29,7 +29,7 @@ from scheduler.core.records import JobRecord
 from scheduler.core.state import ClusterState
 
 
-class Refused(Exception):  # noqa: N818 - a verdict on its way to the door, not an error
+class Refused(Exception):
     """The event makes no sense now; nothing was changed."""
 
     def __init__(self, refusal: Refusal, message: str, field: str = "") -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scheduler.core.errors import InvalidInput
 from scheduler.core.model import MILLI, Job, JobPhase, Node, NodeName, Queue, Shape, Task
+from scheduler.core.plan import Cause
 
 IntColumn = NDArray[np.int64]
 FloatColumn = NDArray[np.float64]
@@ -51,6 +52,9 @@ class NodeColumns:
     is_draining: BoolColumn  # [N]
     is_removed: BoolColumn  # [N]
     n_tasks: IntColumn  # [N]
+    n_gpus: IntColumn  # [N] devices, healthy or not
+    kind: IntColumn  # [N] index into `kinds`
+    kinds: list[Node]  # one node of each kind: nodes alike but for name and what is free
     # Derived from what rarely changes, remembered across snapshots until it does.
     fits_statically: dict[Shape, BoolColumn] = field(default_factory=dict)
 
@@ -71,6 +75,9 @@ class NodeColumns:
             is_draining=np.zeros(0, np.bool_),
             is_removed=np.zeros(0, np.bool_),
             n_tasks=np.zeros(0, np.int64),
+            n_gpus=np.zeros(0, np.int64),
+            kind=np.zeros(0, np.int64),
+            kinds=[],
         )
 
     def copy(self) -> Self:
@@ -104,44 +111,48 @@ class NodeColumns:
         """Return which nodes could ever take the shape: type, labels, taints, device memory."""
         known = self.fits_statically.get(shape)
         if known is None:
-            known = np.fromiter(
-                (_could_ever_take(node, shape) for node in self.nodes),
-                np.bool_,
-                len(self.nodes),
-            )
+            by_kind = [misfit(node, shape) is None for node in self.kinds]
+            known = np.array(by_kind, np.bool_)[self.kind]
             self.fits_statically[shape] = known
         return known
 
-
-def _could_ever_take(node: Node, shape: Shape) -> bool:
-    return (
-        has_labels(node, shape)
-        and tolerates(node, shape)
-        and has_gpu_type(node, shape)
-        and has_gpu_memory(node, shape)
-    )
-
-
-def has_labels(node: Node, shape: Shape) -> bool:
-    """Return whether the node carries every label the shape asks for."""
-    return not shape.node_labels or set(shape.node_labels) <= set(node.labels)
+    def for_draft(self) -> Self:
+        """Return a table whose bookings can be changed without touching this one."""
+        return replace(
+            self,
+            free=self.free.copy(),
+            device_free=self.device_free.copy(),
+            device_used=self.device_used.copy(),
+            device_memory_free=self.device_memory_free.copy(),
+            n_tasks=self.n_tasks.copy(),
+        )
 
 
-def tolerates(node: Node, shape: Shape) -> bool:
-    """Return whether the shape tolerates every taint of the node."""
-    return all(any(t.tolerates(taint) for t in shape.tolerations) for taint in node.taints)
+def kind_of(node: Node) -> tuple[object, ...]:
+    """Return what makes nodes alike for `misfit`."""
+    memory_mib = min((gpu.memory_mib for gpu in node.gpus), default=0)
+    return (node.labels, node.taints, node.gpu_type, bool(node.gpus), memory_mib)
 
 
-def has_gpu_type(node: Node, shape: Shape) -> bool:
-    """Return whether the node's GPUs are of a type the shape accepts."""
-    return not shape.gpu_types or node.gpu_type in shape.gpu_types
-
-
-def has_gpu_memory(node: Node, shape: Shape) -> bool:
-    """Return whether the node's devices are large enough for the shape."""
-    if not shape.total_gpu_milli or not shape.gpu_memory_mib:
-        return True
-    return bool(node.gpus) and min(g.memory_mib for g in node.gpus) >= shape.gpu_memory_mib
+def misfit(node: Node, shape: Shape) -> tuple[Cause, str] | None:
+    """Return why the node could never take the shape, however empty; None if it could."""
+    for key, value in shape.node_labels:
+        if (key, value) not in node.labels:
+            return Cause.LABELS, f"lack label {key}={value}"
+    for taint in node.taints:
+        if not any(toleration.tolerates(taint) for toleration in shape.tolerations):
+            mark = f"{taint.key}={taint.value}" if taint.value else taint.key
+            return Cause.TAINTS, f"have taint {mark}, not tolerated"
+    if shape.total_gpu_milli and not node.gpus:
+        return Cause.GPUS, "have no GPU"
+    if shape.gpu_types and node.gpu_type not in shape.gpu_types:
+        wanted = " or ".join(shape.gpu_types)
+        return Cause.GPU_TYPE, f"are of type {node.gpu_type or 'none'}, wanted {wanted}"
+    if shape.total_gpu_milli and shape.gpu_memory_mib:
+        memory_mib = min(gpu.memory_mib for gpu in node.gpus)
+        if memory_mib < shape.gpu_memory_mib:
+            return Cause.GPU_MEMORY, f"have GPUs of less than {shape.gpu_memory_mib} MiB"
+    return None
 
 
 def memory_of_fraction_mib(shape: Shape, device_memory_mib: int) -> int:
@@ -185,6 +196,7 @@ class JobColumns:
     attempt: IntColumn  # attempts started so far
     n_unmet: IntColumn  # dependencies not satisfied yet
     n_missing: IntColumn  # tasks that a running job still wants
+    n_stopping: IntColumn  # live tasks that were asked to stop
     gpu_milli: IntColumn  # held
     is_preemptible: BoolColumn
     submitted_at_s: FloatColumn
@@ -227,6 +239,7 @@ _JOB_DTYPES: Mapping[str, type[np.generic]] = {
     "attempt": np.int64,
     "n_unmet": np.int64,
     "n_missing": np.int64,
+    "n_stopping": np.int64,
     "gpu_milli": np.int64,
     "is_preemptible": np.bool_,
     "submitted_at_s": np.float64,

@@ -24,6 +24,7 @@ from scheduler.core.model import (
     Shape,
     Task,
     TaskId,
+    TaskPhase,
 )
 from scheduler.core.records import JobRecord, NodeView
 from scheduler.core.snapshot import (
@@ -36,6 +37,7 @@ from scheduler.core.snapshot import (
     NodeColumns,
     Snapshot,
     gang_of,
+    kind_of,
 )
 
 FIRST_ROWS = 64
@@ -61,6 +63,7 @@ class ClusterState:
         self.queue_number: dict[QueueName, int] = {DEFAULT_QUEUE.name: 0}
         self._gangs: list[Gang] = []
         self._gang_number: dict[Gang, int] = {}
+        self._kind_number: dict[tuple[object, ...], int] = {}
         self._row_of: dict[JobId, int] = {}
         self._free_rows: list[int] = []
         self._node_table = NodeColumns.empty()
@@ -145,6 +148,7 @@ class ClusterState:
         jobs.attempt[row] = record.attempt
         jobs.n_unmet[row] = self.n_unmet.get(record.id, 0)
         jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
+        jobs.n_stopping[row] = sum(t.phase is TaskPhase.STOPPING for t in live)
         jobs.gpu_milli[row] = record.held_gpu_milli() if live else 0
         jobs.eligible_at_s[row] = record.eligible_at_s
         jobs.started_at_s[row] = record.last_started_at_s
@@ -261,9 +265,17 @@ class ClusterState:
         nodes.is_draining = np.append(nodes.is_draining, False)
         nodes.is_removed = np.append(nodes.is_removed, False)
         nodes.n_tasks = np.append(nodes.n_tasks, 0)
+        nodes.n_gpus = np.append(nodes.n_gpus, len(node.gpus))
+        nodes.kind = np.append(nodes.kind, self._kind(nodes, node))
         nodes.fits_statically = {}
         capacity.count_devices(nodes, len(nodes.nodes) - 1)
         self.tasks_on[node.name] = {}
+
+    def _kind(self, nodes: NodeColumns, node: Node) -> int:
+        number = self._kind_number.setdefault(kind_of(node), len(nodes.kinds))
+        if number == len(nodes.kinds):
+            nodes.kinds.append(node)
+        return number
 
     def replace_node(self, node: Node) -> None:
         """Give a known node another shape. The caller has checked that its tasks still fit."""
@@ -273,6 +285,7 @@ class ClusterState:
         if len(old.gpus) != len(node.gpus) or old.gpus != node.gpus:
             raise InvariantError(f"node {node.name}: its GPUs change only while it is empty")
         nodes.nodes[row] = node
+        nodes.kind[row] = self._kind(nodes, node)
         nodes.free[row, CPU] += node.cpu_milli - old.cpu_milli
         nodes.free[row, MEMORY] += node.memory_mib - old.memory_mib
         nodes.fits_statically = {}

@@ -1,0 +1,207 @@
+"""A hypothesis on a snapshot: bookings that may be kept or undone.
+
+A `Space` is one set of books with, per shape, the score of every node, kept up to date by
+looking only at rows that changed since the shape was last asked for. A `Draft` has two: what is
+free now, and what will be once the tasks that were asked to stop are gone. A job that needs the
+second one holds its place there, and nobody takes from it by starting now.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.core import capacity
+from scheduler.core.model import Shape, Task, TaskPhase
+from scheduler.core.ports import NodeScore
+from scheduler.core.snapshot import (
+    CPU,
+    GPUS,
+    MEMORY,
+    BoolColumn,
+    FloatColumn,
+    IntColumn,
+    NodeColumns,
+    Rows,
+    Snapshot,
+)
+
+NO = -np.inf
+"""The score of a node that does not fit."""
+
+
+@dataclass(slots=True)
+class _Candidates:
+    """The score of every node for one shape, as of `n_seen` changes of the space."""
+
+    shape: Shape
+    need: IntColumn  # [4]
+    allowed: BoolColumn  # [N] open, and the shape could ever go there
+    score: FloatColumn  # [N]
+    n_seen: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A place for one task: a node's row and devices."""
+
+    row: int
+    devices: tuple[int, ...]
+
+
+class Space:
+    """One set of books over all nodes."""
+
+    def __init__(self, nodes: NodeColumns, score: NodeScore) -> None:
+        self.nodes = nodes.for_draft()
+        self._open = nodes.is_open()
+        self._score = score
+        self._changed: list[int] = []  # rows, in the order of the changes
+        self._candidates: dict[Shape, _Candidates] = {}
+
+    def best(self, shape: Shape) -> int | None:
+        """Return the row of the best node that can take one more such task now."""
+        score = self._scores(shape)
+        if not len(score):
+            return None
+        row = int(score.argmax())
+        return None if score[row] == NO else row
+
+    def n_fit(self, shape: Shape) -> int:
+        """Return how many nodes could take one more such task now."""
+        return int(np.count_nonzero(self._scores(shape) > NO))
+
+    def room(self, shape: Shape) -> int:
+        """Return how many more such tasks fit by each resource alone: an upper bound."""
+        rows = np.flatnonzero(self._scores(shape) > NO)
+        if not len(rows):
+            return 0
+        free = self.nodes.free[rows]
+        copies = np.full(len(rows), np.iinfo(np.int64).max)
+        if shape.cpu_milli:
+            copies = np.minimum(copies, free[:, CPU] // shape.cpu_milli)
+        if shape.memory_mib:
+            copies = np.minimum(copies, free[:, MEMORY] // shape.memory_mib)
+        if shape.gpus:
+            copies = np.minimum(copies, free[:, GPUS] // shape.gpus)
+        if shape.gpu_milli:
+            per_device = self.nodes.device_free[rows] // shape.gpu_milli
+            copies = np.minimum(copies, per_device.sum(axis=1))
+        # A shape that asks for nothing fits without end; the sum must not overflow.
+        return int(np.minimum(copies, 1 << 40).sum())
+
+    def place(self, shape: Shape) -> Spot | None:
+        """Book the best place for one task, or return None."""
+        row = self.best(shape)
+        if row is None:
+            return None
+        devices = capacity.choose_devices(self.nodes, row, shape)
+        if devices is None:
+            return None
+        self.take(row, shape, devices)
+        return Spot(row, devices)
+
+    def take(self, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
+        """Book a task on a given place."""
+        capacity.take(self.nodes, row, shape, devices)
+        self._changed.append(row)
+
+    def give(self, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
+        """Undo `take`."""
+        capacity.give(self.nodes, row, shape, devices)
+        self._changed.append(row)
+
+    def lower_to(self, other: "Space", rows: set[int]) -> None:
+        """Offer on these rows at most what the other books offer."""
+        mine, theirs = self.nodes, other.nodes
+        for row in sorted(rows):
+            np.minimum(mine.free[row], theirs.free[row], out=mine.free[row])
+            np.maximum(
+                mine.device_used[row], theirs.device_used[row], out=mine.device_used[row]
+            )
+            np.minimum(
+                mine.device_memory_free[row],
+                theirs.device_memory_free[row],
+                out=mine.device_memory_free[row],
+            )
+            capacity.count_devices(mine, row)
+            self._changed.append(row)
+
+    def _scores(self, shape: Shape) -> FloatColumn:
+        known = self._candidates.get(shape)
+        if known is None:
+            known = _Candidates(
+                shape=shape,
+                need=np.array(
+                    [shape.cpu_milli, shape.memory_mib, shape.gpus, shape.gpu_milli], np.int64
+                ),
+                allowed=self._open & self.nodes.static_fit(shape),
+                score=np.full(len(self.nodes.nodes), NO),
+                n_seen=len(self._changed),
+            )
+            self._candidates[shape] = known
+            self._refresh(known, np.flatnonzero(known.allowed))
+        elif known.n_seen < len(self._changed):
+            self._refresh(known, np.array(self._changed[known.n_seen :], np.intp))
+            known.n_seen = len(self._changed)
+        return known.score
+
+    def _refresh(self, known: _Candidates, rows: Rows) -> None:
+        shape = known.shape
+        fits = (self.nodes.free[rows] >= known.need).all(axis=1)
+        fits &= known.allowed[rows]
+        if shape.gpu_milli:
+            fits &= self._has_fraction(shape, rows)
+        known.score[rows] = np.where(fits, self._score(self.nodes, shape, rows), NO)
+
+    def _has_fraction(self, shape: Shape, rows: Rows) -> BoolColumn:
+        """Return where one device has both the fraction and the memory that goes with it."""
+        nodes = self.nodes
+        memory_mib: IntColumn | int = shape.gpu_memory_mib
+        if not memory_mib:
+            memory_mib = nodes.device_memory_mib[rows, None] * shape.gpu_milli // 1000
+        has_both = nodes.device_free[rows] >= shape.gpu_milli
+        has_both &= nodes.device_memory_free[rows] >= memory_mib
+        fits: BoolColumn = np.logical_or.reduce(has_both, axis=1)
+        return fits
+
+
+class Draft:
+    """A snapshot plus tentative decisions."""
+
+    def __init__(self, snapshot: Snapshot, score: NodeScore) -> None:
+        self.snapshot = snapshot
+        self.now = Space(snapshot.nodes, score)
+        self._score = score
+        self._later: Space | None = None
+        self.evicted: set[int] = set()  # job rows whose tasks this draft asks to stop
+        for row in np.flatnonzero(snapshot.jobs.n_stopping > 0):
+            tasks = snapshot.jobs.tasks[row]
+            stopping = [task for task in tasks if task.phase is TaskPhase.STOPPING]
+            self.release(self.open_later(), int(row), stopping)
+
+    @property
+    def later(self) -> Space | None:
+        """The books once everything asked to stop is gone; None: the same as now."""
+        return self._later
+
+    def open_later(self) -> Space:
+        """Return the later books, opening them if nothing has been asked to stop yet."""
+        if self._later is None:
+            self._later = Space(self.now.nodes, self._score)
+        return self._later
+
+    def release(self, space: Space, row: int, tasks: Iterable[Task]) -> None:
+        """Book the tasks of a job row as gone."""
+        for task, shape in self._held(row, tasks):
+            space.give(space.nodes.row_of[task.node], shape, task.devices)
+
+    def restore(self, space: Space, row: int, tasks: Iterable[Task]) -> None:
+        """Undo `release`."""
+        for task, shape in self._held(row, tasks):
+            space.take(space.nodes.row_of[task.node], shape, task.devices)
+
+    def _held(self, row: int, tasks: Iterable[Task]) -> list[tuple[Task, Shape]]:
+        gang = self.snapshot.gangs[self.snapshot.jobs.gang[row]]
+        shapes = {role.name: role.shape for role in gang}
+        return [(task, shapes[task.id.role]) for task in tasks]

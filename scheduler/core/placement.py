@@ -1,0 +1,153 @@
+"""Gang placement: a node for every task that a job needs to start, or for none of them.
+
+Works on a `Space` and leaves it as it was when it fails. Node order is total, so equal drafts
+give equal placements. Making room is left to `preemption`.
+"""
+
+from dataclasses import dataclass
+
+from scheduler.core.draft import Draft, Space, Spot
+from scheduler.core.model import JobPhase, Shape, TaskId
+from scheduler.core.plan import Bind, Placement
+from scheduler.core.snapshot import PHASE_CODE, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """The tasks of one role that a job wants placed: some it must have, some it may."""
+
+    role: str
+    shape: Shape
+    must: tuple[int, ...]
+    may: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One task with its place."""
+
+    want: Want
+    index: int
+    spot: Spot
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """The role that did not fit, and how many of its tasks would have."""
+
+    want: Want
+    n_placed: int
+
+
+def wants_of(snapshot: Snapshot, row: int) -> tuple[Want, ...]:
+    """Return what a waiting job wants: a whole gang, or the replicas that a service lacks."""
+    gang = snapshot.gangs[snapshot.jobs.gang[row]]
+    if snapshot.jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]:
+        return tuple(
+            Want(
+                role.name,
+                role.shape,
+                must=tuple(range(role.min_count)),
+                may=tuple(range(role.min_count, role.count)),
+            )
+            for role in gang
+        )
+    live = {(task.id.role, task.id.index) for task in snapshot.jobs.tasks[row]}
+    return tuple(
+        Want(
+            role.name,
+            role.shape,
+            must=(),
+            may=tuple(i for i in range(role.count) if (role.name, i) not in live),
+        )
+        for role in gang
+    )
+
+
+def place_gang(space: Space, wants: tuple[Want, ...]) -> list[Member] | Shortfall:
+    """Book every task that must be placed and as many as possible of those that may.
+
+    Books nothing and returns the shortfall if one that must does not fit, or if nothing fits.
+    """
+    members: list[Member] = []
+    for want in wants:
+        n_must = len(want.must)
+        if n_must > 1 and space.room(want.shape) < n_must:
+            undo(space, members)
+            return Shortfall(want, space.room(want.shape))
+        for n_placed, index in enumerate(want.must):
+            spot = space.place(want.shape)
+            if spot is None:
+                undo(space, members)
+                return Shortfall(want, n_placed)
+            members.append(Member(want, index, spot))
+    for want in wants:
+        for index in want.may:
+            spot = space.place(want.shape)
+            if spot is None:
+                break
+            members.append(Member(want, index, spot))
+    return members or Shortfall(next(want for want in wants if want.may), 0)
+
+
+def undo(space: Space, members: list[Member]) -> None:
+    """Give the places back."""
+    for member in reversed(members):
+        space.give(member.spot.row, member.want.shape, member.spot.devices)
+
+
+def start_now(draft: Draft, wants: tuple[Want, ...]) -> list[Member] | Shortfall:
+    """Place a gang on what is free now, and on the later books too."""
+    members = place_gang(draft.now, wants)
+    if draft.later is not None and not isinstance(members, Shortfall):
+        for member in members:
+            draft.later.take(member.spot.row, member.want.shape, member.spot.devices)
+    return members
+
+
+def hold_later(draft: Draft, wants: tuple[Want, ...]) -> list[Member] | Shortfall:
+    """Hold places for a gang that waits for others to stop; nobody may take them by then."""
+    if draft.later is None:
+        return Shortfall(wants[0], 0)
+    members = place_gang(draft.later, wants)
+    if not isinstance(members, Shortfall):
+        draft.now.lower_to(draft.later, {member.spot.row for member in members})
+    return members
+
+
+def placement_of(snapshot: Snapshot, row: int, members: list[Member]) -> Placement:
+    """Return the placement of a job row, its tasks numbered.
+
+    Ranks follow the roles, and within a role the nodes, so that neighbours in rank are
+    neighbours in place. A service's replica keeps its own index as its rank.
+    """
+    job = snapshot.job_at(row)
+    attempt = int(snapshot.jobs.attempt[row]) + 1
+    nodes = snapshot.nodes.nodes
+    is_gang = snapshot.jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]
+    if len(members) > 1 and is_gang:
+        members = _in_node_order(members)
+    binds = tuple(
+        Bind(
+            task=TaskId(job.id, member.want.role, member.index, attempt),
+            node=nodes[member.spot.row].name,
+            rank=rank if is_gang else member.index,
+            devices=member.spot.devices,
+        )
+        for rank, member in enumerate(members)
+    )
+    world_size = len(members) if is_gang else job.spec.n_tasks
+    return Placement(job_id=job.id, binds=binds, world_size=world_size)
+
+
+def _in_node_order(members: list[Member]) -> list[Member]:
+    """Return the members by role, indices handed out again along the nodes."""
+    by_role: dict[str, list[Member]] = {}
+    for member in members:
+        by_role.setdefault(member.want.role, []).append(member)
+    ordered = []
+    for role_members in by_role.values():
+        indices = sorted(member.index for member in role_members)
+        places = sorted(role_members, key=lambda m: (m.spot.row, m.spot.devices))
+        ordered += [Member(m.want, i, m.spot) for i, m in zip(indices, places, strict=True)]
+    return ordered
