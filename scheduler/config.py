@@ -139,6 +139,7 @@ class SecurityConfig(_Section):
     client_ca: FilePath | None = None  # client certificates signed by it are required
     token_file: FilePath | None = None
     admins: tuple[str, ...] = ()
+    agents: tuple[str, ...] = ()  # may report what GPUs do, beside admins
     local_user: str = ""  # the caller over plain loopback; empty: who runs the daemon
 
 

@@ -1,0 +1,127 @@
+"""`lepton daemon`: the composition root, which picks the policy, the executor and the clock."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scheduler.cli.errors import CommandError, ExitCode
+from scheduler.config import DaemonConfig, load_config
+from scheduler.core.errors import InvalidInput
+from scheduler.core.model import Node
+
+if TYPE_CHECKING:
+    from scheduler.clock import Clock
+    from scheduler.daemon.journal import Journal
+
+log = logging.getLogger(__name__)
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def daemon(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            envvar="LEPTON_CONFIG",
+            metavar="FILE",
+            help="The YAML file to read.",
+        ),
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve gRPC here instead.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keep the state here instead.")
+    ] = None,
+    log_level: Annotated[
+        str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")
+    ] = "info",
+) -> None:
+    """Run the daemon in the foreground, until SIGTERM or Ctrl-C; tasks run on.
+
+    Without a file it serves this machine on loopback, as one node.
+    """
+    try:
+        chosen = _with_options(load_config(config), listen=listen, folder=folder)
+        logging.basicConfig(level=log_level.upper(), format=_LOG_FORMAT)
+    except (InvalidInput, ValueError) as error:
+        raise CommandError(str(error), code=ExitCode.USAGE) from error
+    run_daemon(chosen)
+
+
+def run_daemon(config: DaemonConfig) -> None:
+    """Run a daemon with this configuration until it is asked to stop."""
+    from scheduler.clock import SystemClock
+    from scheduler.daemon.journal import Journal
+    from scheduler.daemon.journal_errors import JournalCorrupt, JournalLocked, JournalTooNew
+
+    clock = SystemClock()
+    try:
+        journal = Journal.open(config.folder, clock=clock)
+    except (JournalLocked, JournalTooNew, JournalCorrupt, OSError) as error:
+        raise CommandError(str(error)) from error
+    try:
+        asyncio.run(_serve(config, journal=journal, clock=clock))
+    except InvalidInput as error:
+        raise CommandError(str(error), code=ExitCode.USAGE) from error
+    except OSError as error:  # an address in use, say
+        raise CommandError(str(error)) from error
+    except Exception as error:
+        log.exception("the daemon failed")
+        raise CommandError(
+            f"the daemon failed: {error!r}",
+            hint="Nothing acknowledged is lost; running tasks are adopted at the next start.",
+        ) from error
+    finally:
+        journal.close()
+
+
+def _with_options(
+    config: DaemonConfig, *, listen: str | None, folder: Path | None
+) -> DaemonConfig:
+    given = {"listen": listen, "folder": folder}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return DaemonConfig.model_validate({**config.model_dump(), **changes})
+
+
+async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") -> None:
+    from policies.registry import policy_named
+    from scheduler.daemon.daemon import Daemon
+    from scheduler.daemon.rpc import serve_rpc
+    from scheduler.daemon.serving import run_daemon as serve
+    from scheduler.executors.local import LocalExecutor
+    from scheduler.executors.local_settings import LocalSettings
+
+    nodes = _nodes(config)
+    settings = LocalSettings(
+        unix_users=config.local.unix_users,
+        log_max_bytes=config.local.log_max_mib << 20,
+        log_files=config.local.log_files,
+        max_grace_s=config.local.max_grace_s,
+    )
+    daemon = Daemon(
+        config,
+        journal=journal,
+        policy=policy_named(config.policy),
+        clock=clock,
+        make_executor=lambda report: LocalExecutor(
+            config.folder / "tasks", nodes, report=report, clock=clock, settings=settings
+        ),
+    )
+    await serve(daemon, nodes, serve_rpc=serve_rpc)
+
+
+def _nodes(config: DaemonConfig) -> Sequence[Node]:
+    """Return the declared nodes, or this machine as one."""
+    declared = config.declared_nodes()
+    if declared:
+        return declared
+    from scheduler.executors.discovery import discover_node
+
+    return [discover_node()]

@@ -1,0 +1,127 @@
+"""Upkeep of a running daemon: dumps that bound replay, retention, the configured nodes."""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from scheduler.core.events import (
+    Event,
+    NodeCordoned,
+    NodeHealthChanged,
+    NodeRegistered,
+    NodeRemoved,
+    RetentionPassed,
+)
+from scheduler.core.model import Node
+from scheduler.core.plan import Rejected
+from scheduler.core.records import NodeView
+from scheduler.daemon.daemon import Daemon
+from scheduler.daemon.journal import JournalUnavailable
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 2.0
+"""How often it is looked whether something is due."""
+RETENTION_INTERVAL_S = 3600.0
+DAY_S = 86_400.0
+
+UNDECLARED = "no longer declared"
+"""The reason shown for a closed node that left the configuration while tasks ran on it."""
+
+
+class Housekeeping:
+    """Does what is due, now and then."""
+
+    def __init__(self, daemon: Daemon, nodes: Sequence[Node]) -> None:
+        self._daemon = daemon
+        self._nodes = nodes
+        self._dumped_revision = daemon.engine.revision
+        self._retained_at_s = 0.0
+        self._has_registered = False
+
+    async def register_nodes(self) -> None:
+        """Make the state's nodes those of the configuration; only differences are events."""
+        for event in [*self._registrations(), *self._farewells()]:
+            outcome = await self._daemon.execute(event)
+            if isinstance(outcome, Rejected):
+                log.warning("the nodes are not as configured: %s", outcome.message)
+        await self._remove_undeclared()
+        self._has_registered = True
+
+    def _registrations(self) -> Iterator[Event]:
+        """Yield what makes the configured nodes known, open and up."""
+        daemon = self._daemon
+        for node in self._nodes:
+            known = daemon.engine.node(node.name)
+            has_left = known is not None and known.reason == UNDECLARED
+            if known is None or known.node != node or not known.is_up or has_left:
+                yield NodeRegistered(at_s=daemon.now_s(), node=node)
+            if has_left:
+                yield NodeCordoned(at_s=daemon.now_s(), name=node.name, is_cordoned=False)
+
+    def _farewells(self) -> Iterator[Event]:
+        """Yield what closes nodes that are no longer configured but still run tasks."""
+        now_s = self._daemon.now_s()
+        for view in self._undeclared():
+            name = view.node.name
+            if not view.n_tasks or view.reason == UNDECLARED:
+                continue
+            log.warning(
+                "node %s is %s but runs %d tasks: closed", name, UNDECLARED, view.n_tasks
+            )
+            sick = tuple(i for i, healthy in enumerate(view.gpu_is_healthy) if not healthy)
+            yield NodeCordoned(at_s=now_s, name=name)
+            yield NodeHealthChanged(
+                at_s=now_s, name=name, is_up=view.is_up, unhealthy_gpus=sick, reason=UNDECLARED
+            )
+
+    def _undeclared(self) -> list[NodeView]:
+        declared = {node.name for node in self._nodes}
+        return [view for view in self._daemon.engine.nodes() if view.node.name not in declared]
+
+    async def run(self) -> None:
+        """Do what is due, for ever."""
+        while True:
+            await self._daemon.clock.sleep_s(LOOK_S)
+            if self._daemon.degraded_reason is not None:
+                continue
+            try:
+                if not self._has_registered:
+                    await self.register_nodes()
+                await self._remove_undeclared()
+                await self._dump_when_due()
+                await self._retain_when_due()
+            except JournalUnavailable as error:
+                log.warning("upkeep is put off: %s", error)
+
+    async def dump(self) -> None:
+        """Store the whole state, so that a replay starts here."""
+        revision = self._daemon.engine.revision
+        if revision > self._dumped_revision:
+            await self._daemon.journal.write_dump(self._daemon.engine.dump())
+            self._dumped_revision = revision
+
+    async def _remove_undeclared(self) -> None:
+        """Remove nodes that are no longer configured, once their last task has ended."""
+        daemon = self._daemon
+        for view in self._undeclared():
+            if not view.n_tasks:
+                name = view.node.name
+                log.info("node %s is %s: removed", name, UNDECLARED)
+                await daemon.execute(NodeRemoved(at_s=daemon.now_s(), name=name))
+                daemon.telemetry.forget(name)
+
+    async def _dump_when_due(self) -> None:
+        n_events = self._daemon.engine.revision - self._dumped_revision
+        if n_events >= self._daemon.config.dump_every_events:
+            await self.dump()
+
+    async def _retain_when_due(self) -> None:
+        daemon, keep = self._daemon, self._daemon.config.retention
+        now_s = daemon.now_s()
+        if now_s - self._retained_at_s < RETENTION_INTERVAL_S:
+            return
+        self._retained_at_s = now_s
+        outcomes_before_s = now_s - keep.outcomes_days * DAY_S
+        await daemon.execute(RetentionPassed(at_s=now_s, before_s=outcomes_before_s))
+        await daemon.journal.prune(now_s - keep.events_days * DAY_S)
+        await daemon.journal.prune_finished(now_s - keep.finished_days * DAY_S)

@@ -1,0 +1,98 @@
+"""The decision cycle: wait for news, decide on a frozen snapshot, commit what was decided.
+
+One decision is in flight at a time. Large ones run in a thread, on a snapshot that nobody
+changes; the engine drops what went stale meanwhile.
+"""
+
+import asyncio
+import logging
+
+from scheduler.core.cycle import decide
+from scheduler.core.events import PlanCommitted
+from scheduler.core.plan import Accepted, Plan
+from scheduler.core.snapshot import Snapshot
+from scheduler.daemon.daemon import Daemon
+from scheduler.daemon.journal import JournalUnavailable
+from scheduler.faults import fault
+
+log = logging.getLogger(__name__)
+
+INLINE_WORK = 20_000
+"""Waiting jobs times nodes up to which a decision takes a few ms and stays on the loop."""
+SHORTEST_WAIT_S = 0.02
+"""Between decisions that time alone brings about."""
+LONGEST_PAUSE_S = 1.0
+"""Between decisions under load: they take half of the time at most, but stay frequent."""
+
+
+class Planner:
+    """Decides again and again, and commits."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._wake_at_s: float | None = None
+        self._took_s = 0.0
+
+    async def run(self) -> None:
+        """Decide whenever something changed, and at the latest every `cycle_s`, for ever."""
+        while True:
+            await self._wait()
+            if self._daemon.degraded_reason is None:
+                await self._cycle()
+
+    async def _wait(self) -> None:
+        daemon = self._daemon
+        timeout_s = daemon.config.cycle_s
+        if self._wake_at_s is not None:
+            timeout_s = min(timeout_s, self._wake_at_s - daemon.now_s())
+        try:
+            async with asyncio.timeout(max(timeout_s, SHORTEST_WAIT_S)):
+                await daemon.news.wait()
+        except TimeoutError:
+            pass
+        else:
+            pause_s = min(self._took_s, LONGEST_PAUSE_S)
+            await daemon.clock.sleep_s(max(daemon.config.debounce_s, pause_s))
+        daemon.news.clear()
+
+    async def _cycle(self) -> None:
+        daemon = self._daemon
+        snapshot = daemon.engine.snapshot(daemon.now_s())
+        start_s = daemon.clock.monotonic_s()
+        plan = await self._decide(snapshot)
+        self._took_s = daemon.clock.monotonic_s() - start_s
+        self._wake_at_s = plan.wake_at_s
+        daemon.unplaced = plan.unplaced
+        daemon.metrics.decided(plan, took_s=self._took_s)
+        if not plan.is_empty:
+            fault("commit.decided")
+            await self._commit(plan)
+
+    async def _decide(self, snapshot: Snapshot) -> Plan:
+        work = len(snapshot.waiting_rows()) * len(snapshot.nodes.nodes)
+        if work <= INLINE_WORK:
+            return decide(snapshot, self._daemon.policy)
+        return await asyncio.to_thread(decide, snapshot, self._daemon.policy)
+
+    async def _commit(self, plan: Plan) -> None:
+        event = PlanCommitted(
+            at_s=self._daemon.now_s(), placements=plan.placements, evictions=plan.evictions
+        )
+        try:
+            outcome = await self._daemon.execute(event)
+        except JournalUnavailable:
+            return  # decided again when the journal can be written
+        if isinstance(outcome, Accepted):
+            log.info(
+                "decided in %.1f ms at revision %d: %d tasks of %d jobs to start, %d to stop, "
+                "%d jobs stale, %d wait",
+                self._took_s * 1000,
+                outcome.revision,
+                len(outcome.starts),
+                len(plan.placements) - len(outcome.stale),
+                sum(len(eviction.tasks) for eviction in outcome.evictions),
+                len(outcome.stale),
+                len(plan.unplaced),
+            )
+        else:
+            log.error("a plan was refused: %s", outcome.message)
