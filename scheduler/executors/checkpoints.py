@@ -1,0 +1,33 @@
+"""Whether a job has saved its work: the newest file in its checkpoint folder.
+
+Hidden files and those ending in `.tmp` do not count, so that a checkpoint counts from the
+rename that completes it. Links are not followed: the folder is the user's.
+"""
+
+import os
+from pathlib import Path
+
+_MOST_FILES = 10_000
+"""Looked at per job and sweep; sharded checkpoints have thousands of files, not millions."""
+
+
+def newest_checkpoint_s(folder: Path) -> float:
+    """Return when the newest file was completed; 0 if there is none."""
+    newest_ns = 0
+    left = _MOST_FILES
+    waiting = [str(folder)]
+    while waiting and left > 0:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    left -= 1
+                    if entry.name.startswith(".") or entry.name.endswith(".tmp"):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                        continue
+                    stat = entry.stat(follow_symlinks=False)
+                    newest_ns = max(newest_ns, stat.st_mtime_ns)
+        except OSError:
+            continue  # removed by the job meanwhile, or never there
+    return newest_ns / 1e9
