@@ -6,7 +6,7 @@ in as `PlanCommitted` and are verified against the state of that moment; what an
 to do comes out with the `Accepted` outcome.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 
 from scheduler.core.dump import (
@@ -114,7 +114,7 @@ class Engine:
         """Return a live job. Ended ones left with the outcome that ended them."""
         return self._state.records.get(job_id)
 
-    def jobs(self) -> Iterable[JobRecord]:
+    def jobs(self) -> Collection[JobRecord]:
         """Return all live jobs in sequence order."""
         return self._state.records.values()
 
