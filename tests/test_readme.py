@@ -116,3 +116,14 @@ def test_every_target_and_path_that_is_named_exists() -> None:
         assert (ROOT / path).exists(), path
     for folder in re.findall(r"`([a-z_]+/(?:[a-z_]+/)*)`", README):
         assert (ROOT / folder).is_dir(), folder
+
+
+def test_the_deployment_example_is_a_valid_configuration() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "scheduler.cli.main", "config", "check", "deploy/lepton.yaml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
