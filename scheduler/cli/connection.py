@@ -1,0 +1,183 @@
+"""Talking to the daemon: which one, and what to tell the user when it says no.
+
+`run` is how every verb does its work: it connects, runs one coroutine and turns refusals and
+silence into `CommandError`s that say what to do next. Names of jobs become ids here.
+"""
+
+import asyncio
+import json
+import re
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from scheduler.cli.errors import CommandError, ExitCode
+from scheduler.cli.settings import Settings
+from scheduler.cli.terminal import note, working
+from scheduler.client import DEFAULT_SERVER, Client, ClientError, Tls
+from scheduler.wire import cluster_pb2 as pb
+
+JOB_ID = re.compile(r"\d+(_\d+)?")
+TIMEOUT_S = 10.0
+"""A person at a prompt gives up sooner than a program."""
+
+KNOCKS = 15
+KNOCK_PAUSE_S = 0.1
+_START_ONE = "Start one with `lepton daemon`, or name one by --server or LEPTON_SERVER."
+
+Result = TypeVar("Result")
+Work = Callable[[Client], Awaitable[Result]]
+
+
+def run(
+    settings: Settings, work: Work[Result], *, what: str = "", timeout_s: float = TIMEOUT_S
+) -> Result:
+    """Connect, do the work and return what it returns; `what` is shown when it takes long."""
+    server = server_address(settings)
+
+    async def connected() -> Result:
+        async with client_for(settings, server, timeout_s=timeout_s) as client:
+            return await work(client)
+
+    _knock(server)
+    try:
+        if not what:
+            return asyncio.run(connected())
+        with working(f"{what} ..."):
+            return asyncio.run(connected())
+    except ClientError as error:
+        raise command_error(error, server) from error
+
+
+def _knock(server: str) -> None:
+    """Fail soon, not after the deadline, where nobody listens on this machine.
+
+    A daemon that is just restarting gets the time to.
+    """
+    host, _, port = server.rpartition(":")
+    if not is_loopback(server) or not port.isdigit():
+        return
+    for tries_left in reversed(range(KNOCKS)):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT_S).close()
+        except ConnectionRefusedError:
+            if not tries_left:
+                raise CommandError(
+                    f"no daemon answers at {server}: connection refused", hint=_START_ONE
+                ) from None
+            time.sleep(KNOCK_PAUSE_S)
+        except OSError:
+            return  # let the client say it
+        else:
+            return
+
+
+def client_for(settings: Settings, server: str, *, timeout_s: float = TIMEOUT_S) -> Client:
+    """Return a client: in the clear to this machine, with TLS to any other."""
+    tls = None
+    if settings.ca or settings.cert or not is_loopback(server):
+        _check_files(settings)
+        tls = Tls(ca=settings.ca, cert=settings.cert, key=settings.key)
+    return Client(server, token=settings.token or None, tls=tls, timeout_s=timeout_s)
+
+
+def _check_files(settings: Settings) -> None:
+    for option, path in (
+        ("--ca", settings.ca),
+        ("--cert", settings.cert),
+        ("--key", settings.key),
+    ):
+        if path is not None and not path.is_file():
+            raise CommandError(f"{option}: there is no file {path}", code=ExitCode.USAGE)
+    if bool(settings.cert) != bool(settings.key):
+        raise CommandError("--cert and --key belong together", code=ExitCode.USAGE)
+
+
+def server_address(settings: Settings) -> str:
+    """Return the address asked for, else that of this user's daemon, else the usual one."""
+    return settings.server or _local_daemon() or DEFAULT_SERVER
+
+
+def _local_daemon() -> str:
+    """Return the address that a daemon with the default folder wrote down."""
+    import platformdirs
+
+    path = Path(platformdirs.user_state_path("lepton")) / "daemon.json"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        address = told["listen"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return address if isinstance(address, str) else ""
+
+
+def is_loopback(server: str) -> bool:
+    """Return whether the address is of this machine itself."""
+    host = server.rpartition(":")[0].strip("[]")
+    return host in {"localhost", "::1"} or host.startswith("127.") or server.startswith("unix:")
+
+
+def command_error(error: ClientError, server: str) -> CommandError:
+    """Return what to tell the user about a refusal or a silence."""
+    code = error.code
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return CommandError(
+            f"no daemon answers at {server}: {_first_line(error.message)}", hint=_START_ONE
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return CommandError(
+            f"the daemon at {server} did not answer in time",
+            hint="Nothing is known to have changed; look with `lepton info` and try again.",
+        )
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return CommandError(
+            f"the daemon at {server} does not know you: {error.message}",
+            hint="Give --token, LEPTON_TOKEN or LEPTON_TOKEN_FILE, or --cert with --key.",
+        )
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        return CommandError(
+            error.message, hint="`lepton info` says for whom the daemon takes you."
+        )
+    if code is grpc.StatusCode.NOT_FOUND:
+        return CommandError(
+            error.message, hint="See `lepton jobs --all`, `lepton nodes` or `lepton queues`."
+        )
+    field = f"{error.field}: " if error.field and error.field not in error.message else ""
+    return CommandError(f"{field}{error.message}")
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0][:200] if text else "unavailable"
+
+
+async def job_id_of(client: Client, name: str, *, to_change: bool = False) -> str:
+    """Return the id of a job or array; of a name, the newest one that has it, live ones first.
+
+    With `to_change`, a name that several live jobs have is refused rather than guessed.
+    """
+    if JOB_ID.fullmatch(name):
+        return name
+    if '"' in name or "\\" in name:
+        raise CommandError(f"{name!r} is neither a job's id nor a name")
+    request = pb.ListJobsRequest(
+        filter=f'name="{name}"', order_by="submitted_at_s desc", page_size=200
+    )
+    jobs = (await client.list_jobs(request)).jobs
+    live = list(dict.fromkeys(job.array_id or job.id for job in jobs if not job.ended_at_s))
+    ended = list(dict.fromkeys(job.array_id or job.id for job in jobs if job.ended_at_s))
+    if not live and not ended:
+        raise CommandError(
+            f"no job is named {name}", hint="`lepton jobs --all` lists jobs, ended ones too."
+        )
+    if to_change and len(live) > 1:
+        raise CommandError(
+            f"{len(live)} live jobs are named {name}: {', '.join(live[:10])}",
+            hint="Say which by its id.",
+        )
+    if len(live) > 1:
+        note(f"{len(live)} live jobs are named {name}; taking the newest, {live[0]}.", "dim")
+    return (live or ended)[0]

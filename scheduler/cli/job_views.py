@@ -1,0 +1,319 @@
+"""How jobs look to people: the table of many, the page of one, the line of a change.
+
+Reads messages of the wire and the time; yields lines. Colours say phase, nothing else does.
+"""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from scheduler.cli.output import enum_word
+from scheduler.cli.table import Cell, Column, Row, table_lines
+from scheduler.cli.terminal import styled
+from scheduler.quantities import duration_text, memory_text, milli_text
+from scheduler.wire import cluster_pb2 as pb
+
+PHASE_STYLES = {
+    "pending": "yellow",
+    "running": "green",
+    "stopping": "magenta",
+    "suspended": "blue",
+    "succeeded": "dim green",
+    "failed": "red",
+    "cancelled": "dim",
+    "timed_out": "red",
+    "bound": "yellow",
+    "stopped": "dim",
+    "lost": "red",
+}
+FINAL_PHASES = frozenset(
+    {
+        pb.JOB_PHASE_SUCCEEDED,
+        pb.JOB_PHASE_FAILED,
+        pb.JOB_PHASE_CANCELLED,
+        pb.JOB_PHASE_TIMED_OUT,
+    }
+)
+_LIVE_TASKS = frozenset({pb.TASK_PHASE_BOUND, pb.TASK_PHASE_RUNNING, pb.TASK_PHASE_STOPPING})
+_ON = frozenset({pb.JOB_PHASE_RUNNING, pb.JOB_PHASE_STOPPING})
+_DAY_S = 24 * 3600.0
+
+JOB_COLUMNS = (
+    Column(title="ID"),
+    Column(title="NAME", is_flexible=True),
+    Column(title="QUEUE", is_flexible=True),
+    Column(title="USER", is_wide=True),
+    Column(title="KIND", is_wide=True),
+    Column(title="PRIO", is_number=True),
+    Column(title="PHASE"),
+    Column(title="TASKS", is_number=True),
+    Column(title="GPUS", is_number=True),
+    Column(title="SUBMITTED", is_wide=True),
+    Column(title="WAITED", is_number=True),
+    Column(title="RAN", is_number=True),
+    Column(title="GPU TIME", is_number=True, is_wide=True),
+    Column(title="LOST", is_number=True, is_wide=True),
+    Column(title="ATTEMPT", is_number=True, is_wide=True),
+    Column(title="PREEMPTED", is_number=True, is_wide=True),
+    Column(title="EXIT", is_number=True, is_wide=True),
+    Column(title="WHERE (WHY)", is_flexible=True),
+)
+TASK_COLUMNS = (
+    Column(title="TASK"),
+    Column(title="PHASE"),
+    Column(title="NODE", is_flexible=True),
+    Column(title="GPUS"),
+    Column(title="RANK", is_number=True),
+    Column(title="STARTED"),
+    Column(title="RAN", is_number=True),
+    Column(title="EXIT", is_number=True),
+    Column(title="WHY", is_flexible=True),
+)
+
+
+def phase_word(phase: "pb.JobPhase.ValueType") -> str:
+    """Return `timed_out` for JOB_PHASE_TIMED_OUT."""
+    return enum_word(pb.JobPhase.DESCRIPTOR, phase)
+
+
+def phase_cell(phase: "pb.JobPhase.ValueType") -> Cell:
+    """Return the phase in its colour."""
+    word = phase_word(phase)
+    return Cell(word, PHASE_STYLES.get(word, ""))
+
+
+def jobs_lines(
+    jobs: Sequence[pb.Job], now_s: float, *, width: int | None, is_wide: bool = False
+) -> list[str]:
+    """Return the table of jobs."""
+    rows = (_job_row(job, now_s) for job in jobs)
+    return table_lines(JOB_COLUMNS, rows, width=width, is_wide=is_wide)
+
+
+def _job_row(job: pb.Job, now_s: float) -> Row:
+    spec = job.spec
+    return (
+        job.id,
+        spec.name,
+        spec.queue,
+        job.submitter,
+        enum_word(pb.JobKind.DESCRIPTOR, spec.kind),
+        str(spec.priority),
+        phase_cell(job.phase),
+        str(n_tasks(spec)),
+        milli_text(gpu_milli(spec)),
+        ago_text(job.submitted_at_s, now_s),
+        duration_text(job.waited_s),
+        duration_text(job.ran_s) if job.first_started_at_s else "",
+        duration_text(job.gpu_s) if job.gpu_s else "",
+        duration_text(job.lost_gpu_s) if job.lost_gpu_s else "",
+        str(job.attempt),
+        str(job.preemptions),
+        exit_text(job),
+        where_or_why(job, now_s),
+    )
+
+
+def n_tasks(spec: pb.JobSpec) -> int:
+    """Return how many tasks the job wants."""
+    return sum(_count(role) for role in spec.roles)
+
+
+def gpu_milli(spec: pb.JobSpec) -> int:
+    """Return the GPU that all tasks want, in thousandths."""
+    return sum(
+        _count(role) * (role.shape.gpus * 1000 + role.shape.gpu_milli) for role in spec.roles
+    )
+
+
+def _count(role: pb.Role) -> int:
+    return role.count if role.HasField("count") else 1
+
+
+def where_or_why(job: pb.Job, now_s: float) -> str:
+    """Return the nodes of a job that runs, else why it waits or how it ended."""
+    nodes = list(dict.fromkeys(task.node for task in job.tasks if task.phase in _LIVE_TASKS))
+    if nodes:
+        return ",".join(nodes)
+    if job.phase not in FINAL_PHASES and job.expected_start_at_s > now_s:
+        start = f"starts in about {duration_text(job.expected_start_at_s - now_s)}"
+        return f"({start}: {job.reason})" if job.reason else f"({start})"
+    return f"({job.reason})" if job.reason else ""
+
+
+def exit_text(job: pb.Job) -> str:
+    """Return the exit code of a job, if it has one."""
+    return str(job.exit_code) if job.HasField("exit_code") else ""
+
+
+def ago_text(at_s: float, now_s: float) -> str:
+    """Return `3m ago`, or `in 3m` for what is to come."""
+    if not at_s:
+        return ""
+    distance_s = now_s - at_s
+    if distance_s < 0:
+        return f"in {_coarse(-distance_s)}"
+    return f"{_coarse(distance_s)} ago"
+
+
+def _coarse(duration_s: float) -> str:
+    """Return one unit, for moments that need no second one."""
+    for unit, unit_s in (("d", _DAY_S), ("h", 3600.0), ("m", 60.0)):
+        if duration_s >= unit_s:
+            return f"{int(duration_s // unit_s)}{unit}"
+    return f"{int(duration_s)}s"
+
+
+def moment_text(at_s: float, now_s: float) -> str:
+    """Return `2026-03-01 18:00:05 (3m ago)` in local time."""
+    local = datetime.fromtimestamp(at_s).astimezone()
+    return f"{local:%Y-%m-%d %H:%M:%S} ({ago_text(at_s, now_s)})"
+
+
+def shape_text(role: pb.Role) -> str:
+    """Return what one task asks of its node: `2 GPUs of A100, 4 CPUs, 8Gi`."""
+    shape = role.shape
+    milli = shape.gpus * 1000 + shape.gpu_milli
+    parts = []
+    if milli:
+        unit = "GPU" if milli <= 1000 else "GPUs"
+        types = f" of {' or '.join(shape.gpu_types)}" if shape.gpu_types else ""
+        memory = f" with {memory_text(shape.gpu_memory_mib)}" if shape.gpu_memory_mib else ""
+        parts.append(f"{milli_text(milli)} {unit}{types}{memory}")
+    cpu_milli = shape.cpu_milli if shape.HasField("cpu_milli") else 1000
+    parts.append(f"{milli_text(cpu_milli)} CPU{'' if cpu_milli == 1000 else 's'}")
+    if shape.memory_mib:
+        parts.append(memory_text(shape.memory_mib))
+    parts.extend(f"{key}={value}" for key, value in sorted(shape.node_labels.items()))
+    return ", ".join(parts)
+
+
+def fields_lines(fields: Sequence[tuple[str, str]]) -> list[str]:
+    """Return `Name:  value` lines; fields without a value are left out."""
+    shown = [(name, value) for name, value in fields if value]
+    width = max((len(name) for name, _ in shown), default=0) + 1
+    return [f"{styled(f'{name}:'.ljust(width), 'bold')}  {value}" for name, value in shown]
+
+
+def job_lines(job: pb.Job, now_s: float, *, width: int | None) -> list[str]:
+    """Return the page about one job."""
+    lines = fields_lines(list(_job_fields(job, now_s)))
+    if job.tasks:
+        lines.append("")
+        rows = [_task_row(task, now_s) for task in job.tasks]
+        lines.extend(table_lines(TASK_COLUMNS, rows, width=width))
+    return lines
+
+
+def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, str]]:
+    spec = job.spec
+    yield "Id", job.id + (f", element {job.array_index} of {job.array_id}" * bool(job.array_id))
+    yield "Name", spec.name
+    yield "Phase", _phase_sentence(job, now_s)
+    yield "Why", "" if job.phase in _ON else job.reason
+    if job.phase not in FINAL_PHASES and job.expected_start_at_s > now_s:
+        yield "Expected start", moment_text(job.expected_start_at_s, now_s)
+    yield "Queue", f"{spec.queue}, priority {spec.priority}{_preemptible(spec)}"
+    yield "Kind", enum_word(pb.JobKind.DESCRIPTOR, spec.kind)
+    by = f" by {job.submitter}" if job.submitter else ""
+    yield "Submitted", moment_text(job.submitted_at_s, now_s) + by
+    if job.first_started_at_s:
+        yield "Started", moment_text(job.first_started_at_s, now_s)
+    if job.last_started_at_s > job.first_started_at_s:
+        yield "Last started", moment_text(job.last_started_at_s, now_s)
+    if job.ended_at_s:
+        yield "Ended", moment_text(job.ended_at_s, now_s)
+    yield "Waited", duration_text(job.waited_s)
+    yield "Ran", duration_text(job.ran_s) if job.first_started_at_s else ""
+    yield "GPU time", _gpu_time(job)
+    yield "Time limit", duration_text(spec.time_limit_s) if spec.time_limit_s else ""
+    yield "Exit code", exit_text(job)
+    yield "After", ", ".join(map(_dependency_text, spec.dependencies))
+    if spec.start_after_s:
+        yield "Not before", moment_text(spec.start_after_s, now_s)
+    yield "Labels", ", ".join(f"{key}={value}" for key, value in sorted(spec.labels.items()))
+    for role in spec.roles:
+        yield f"Role {role.name}", _role_sentence(role)
+        yield "  command", shlex.join(role.launch.command)
+        yield "  in", role.launch.working_dir
+
+
+def _phase_sentence(job: pb.Job, now_s: float) -> str:
+    cell = phase_cell(job.phase)
+    text = styled(cell.text, cell.style)
+    if job.phase in _ON and job.last_started_at_s:
+        text += f" for {duration_text(now_s - job.last_started_at_s)}"
+    notes = []
+    if job.attempt > 1:
+        notes.append(f"attempt {job.attempt}")
+    if job.preemptions:
+        notes.append(f"preempted {_times(job.preemptions)}")
+    if job.failures:
+        notes.append(f"failed {_times(job.failures)}")
+    return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
+
+
+def _preemptible(spec: pb.JobSpec) -> str:
+    is_preemptible = spec.preemptible if spec.HasField("preemptible") else True
+    return "" if is_preemptible else ", not preemptible"
+
+
+def _gpu_time(job: pb.Job) -> str:
+    if not job.gpu_s:
+        return ""
+    lost = f", {duration_text(job.lost_gpu_s)} of it lost" if job.lost_gpu_s else ""
+    return duration_text(job.gpu_s) + lost
+
+
+def _dependency_text(dependency: pb.Dependency) -> str:
+    word = enum_word(pb.DependencyKind.DESCRIPTOR, dependency.kind)
+    return f"{word.removeprefix('after_').replace('unspecified', 'ok')}:{dependency.on}"
+
+
+def _role_sentence(role: pb.Role) -> str:
+    count = _count(role)
+    least = role.min_count if role.HasField("min_count") else count
+    most = role.max_count if role.HasField("max_count") else count
+    bounds = f" ({least} to {most})" if (least, most) != (count, count) else ""
+    return f"{count} task{'' if count == 1 else 's'}{bounds}, each {shape_text(role)}"
+
+
+def _task_row(task: pb.Task, now_s: float) -> Row:
+    word = enum_word(pb.TaskPhase.DESCRIPTOR, task.phase)
+    end_s = task.ended_at_s or now_s
+    return (
+        f"{task.role}-{task.index}" + (f"@{task.attempt}" if task.attempt > 1 else ""),
+        Cell(word, PHASE_STYLES.get(word, "")),
+        task.node,
+        ",".join(map(str, task.devices)),
+        str(task.rank),
+        ago_text(task.started_at_s, now_s),
+        duration_text(end_s - task.started_at_s) if task.started_at_s else "",
+        task_exit_text(task),
+        task.reason,
+    )
+
+
+def task_exit_text(task: pb.Task) -> str:
+    """Return the exit code of a task, or the name of the signal that ended it."""
+    if task.HasField("signal"):
+        import signal
+
+        known = {member.value: member.name for member in signal.Signals}
+        return known.get(task.signal, f"signal {task.signal}").removeprefix("SIG")
+    return str(task.exit_code) if task.HasField("exit_code") else ""
+
+
+def change_line(event: pb.JobEvent) -> str:
+    """Return the line that `watch` prints for a change."""
+    job = event.job
+    at = datetime.fromtimestamp(event.at_s).astimezone()
+    cell = phase_cell(job.phase)
+    phase = styled(f"{cell.text:<9}", cell.style)
+    exit_code = f"exit {job.exit_code} " if job.HasField("exit_code") else ""
+    tail = f"{exit_code}{where_or_why(job, event.at_s)}".strip()
+    return f"{at:%H:%M:%S}  {job.id:<6}  {phase}  {job.spec.name}  {tail}".rstrip()
