@@ -1,6 +1,6 @@
 """Jobs for readers: the finished ones from the journal's file, listed together with live ones.
 
-    store.finished(outcome.finished)              # on the loop, right after observing
+    store.add(outcome.finished)                   # on the loop, right after observing
     record = await store.get(job_id)              # finished jobs only; live ones: engine.job
     page = await store.list(engine, filter=..., order_by=..., page_size=..., page_token=...)
 
@@ -86,7 +86,7 @@ class JobStore:
         connection = self._connection()
         self._stored_revision = stored_revision(connection)
 
-    def finished(self, records: Sequence[JobRecord]) -> None:
+    def add(self, records: Sequence[JobRecord]) -> None:
         """Take over the jobs that an event finished; a replay may bring them again."""
         new = [record for record in records if record.revision > self._stored_revision]
         if not new:

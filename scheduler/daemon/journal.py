@@ -15,13 +15,13 @@ on the loop with the reason, then with None when it works again. Finished jobs s
 """
 
 import asyncio
-import contextlib
 import fcntl
 import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -38,12 +38,20 @@ from scheduler.daemon.journal_errors import (
     JournalUnavailable,
 )
 from scheduler.daemon.journal_finished import PRUNE_CHUNK, prune_records
-from scheduler.daemon.journal_reading import Replay, find_replay, read_events, read_mark
+from scheduler.daemon.journal_reading import (
+    DAMAGED,
+    Replay,
+    find_replay,
+    read_events,
+    read_mark,
+)
 from scheduler.daemon.journal_schema import (
+    DATABASE_NAME,
     LOCK_NAME,
     connect_reader,
     connect_writer,
     migrate,
+    schema_version,
 )
 from scheduler.daemon.journal_writer import Figures, JournalWriter
 from scheduler.faults import fault
@@ -61,6 +69,13 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _PRUNE_EVENTS_CHUNK = 5000
+_REFUSED_BY_THE_DISK = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +104,8 @@ class Journal:
     def open(cls, folder: Path, *, clock: Clock) -> Self:
         """Take the folder over: lock it, migrate the file, check what a replay needs.
 
-        Raises `JournalLocked`, `JournalTooNew` or `JournalCorrupt`, and then holds nothing.
+        Raises `JournalLocked`, `JournalTooNew`, `JournalCorrupt`, or `JournalUnavailable` where
+        the disk does not let it; and then holds nothing.
         """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = _lock(folder)
@@ -182,24 +198,25 @@ def _lock(folder: Path) -> int:
         holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
         os.close(lock)
         raise JournalLocked(folder, int(holder) if holder.isdigit() else None) from error
-    with contextlib.suppress(OSError):  # a full disk: the lock holds, only its name is missing
+    with suppress(OSError):  # a full disk: the lock holds, only its name is missing
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock
 
 
 def _check(folder: Path) -> Replay:
+    path = folder / DATABASE_NAME
     try:
-        connection = connect_writer(folder)
-    except sqlite3.DatabaseError as error:
-        raise JournalCorrupt(folder, f"SQLite says: {error}") from error
-    try:
-        migrate(connection, folder)
-        return find_replay(connection, folder, acknowledged=read_mark(folder))
-    except sqlite3.DatabaseError as error:
-        raise JournalCorrupt(folder, f"SQLite says: {error}") from error
-    finally:
-        connection.close()
+        if path.exists() and path.stat().st_size:
+            with closing(connect_reader(folder)) as connection:
+                schema_version(connection, folder)  # refuses before anything is changed
+        with closing(connect_writer(folder)) as connection:
+            migrate(connection, folder)
+            return find_replay(connection, folder, acknowledged=read_mark(folder))
+    except DAMAGED as error:
+        if (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _REFUSED_BY_THE_DISK:
+            raise JournalUnavailable(f"{folder}: {error}") from error
+        raise JournalCorrupt(folder, f"it cannot be read: {error}") from error
 
 
 def _events_after(folder: Path, replay: Replay) -> Iterator[tuple[int, Event]]:

@@ -7,6 +7,7 @@ its sequence number follows the one before. The daemon checks what it replays; `
 import sqlite3
 import struct
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,15 @@ from scheduler.daemon.event_codec import (
     event_crc,
 )
 from scheduler.daemon.journal_errors import JournalCorrupt
-from scheduler.daemon.journal_schema import MARK_NAME, connect_reader, schema_version
-from scheduler.daemon.journal_schema import MIGRATIONS as _MIGRATIONS
+from scheduler.daemon.journal_schema import (
+    MARK_NAME,
+    MIGRATIONS,
+    connect_reader,
+    schema_version,
+)
+
+DAMAGED = (sqlite3.Error, ValueError, TypeError, OverflowError)
+"""What reading a damaged file can raise: also text that is no text, numbers that are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +95,8 @@ def find_replay(connection: sqlite3.Connection, folder: Path, *, acknowledged: i
         dump = _newest_readable_dump(connection, warnings)
         start = dump.revision if dump else 0
         last, damage = _last_good(connection, start)
-    except sqlite3.DatabaseError as error:
-        raise JournalCorrupt(folder, f"SQLite says: {error}") from error
+    except DAMAGED as error:
+        raise JournalCorrupt(folder, f"it cannot be read: {error}") from error
     if damage is None and last < acknowledged:
         damage = (
             f"events {last + 1} to {acknowledged} had been acknowledged and are missing"
@@ -119,53 +127,90 @@ def read_events(
                 raise JournalCorrupt(folder, damage, last_good_sequence=expected - 1)
             yield sequence, decode_event(kind, payload)
             expected += 1
-    except (sqlite3.DatabaseError, Unreadable) as error:
+    except (*DAMAGED, Unreadable) as error:
         raise JournalCorrupt(
             folder, f"event {expected}: {error}", last_good_sequence=expected - 1
         ) from error
 
 
-def salvage_events(
-    connection: sqlite3.Connection, *, until: int
-) -> Iterator[tuple[int, Event]]:
-    """Yield every event up to a sequence that can still be read, passing over the others."""
-    for wanted in range(1, until + 1):
-        try:
-            for sequence, _, kind, payload, crc in _event_rows(connection, wanted - 1, wanted):
-                if not _damage(wanted, sequence, kind, payload, crc):
-                    yield sequence, decode_event(kind, payload)
-        except (sqlite3.DatabaseError, Unreadable):
-            continue
+def salvage_events(folder: Path) -> Iterator[tuple[int, Event]]:
+    """Yield every event that can still be read, passing over those that cannot."""
+    with closing(connect_reader(folder)) as connection:
+        for wanted in range(1, _highest_sequence(connection, folder) + 1):
+            with suppress(*DAMAGED, Unreadable):
+                for sequence, _, kind, payload, crc in _event_rows(
+                    connection, wanted - 1, wanted
+                ):
+                    if not _damage(wanted, sequence, kind, payload, crc):
+                        yield sequence, decode_event(kind, payload)
+
+
+def stored_history(folder: Path) -> Iterator[tuple[int, Event]]:
+    """Yield every event that is kept, in order, checked; history may begin after the first."""
+    with _reading(folder) as connection:
+        (first,) = connection.execute("SELECT min(sequence) FROM events").fetchone()
+        yield from read_events(connection, folder, after=(first or 1) - 1)
+
+
+def replay_until(folder: Path, until: int | None) -> tuple[Dump | None, list[Event]]:
+    """Return what rebuilds the state right after an event; None: after the last one.
+
+    Raises `JournalCorrupt` if the dump or the events for that are gone.
+    """
+    with _reading(folder) as connection:
+        connection.execute("BEGIN")  # one moment's view, whatever is written meanwhile
+        if until is None:
+            replay = find_replay(connection, folder, acknowledged=read_mark(folder))
+            dump, until = replay.dump, replay.last_sequence
+        else:
+            dump = _newest_readable_dump(connection, [], until=until)
+        start = dump.revision if dump else 0
+        found = read_events(connection, folder, after=start, until=until)
+        events = [event for _, event in found]
+        if start + len(events) < until:
+            raise JournalCorrupt(
+                folder,
+                f"there is no event {until}",
+                last_good_sequence=start + len(events),
+                dump_sequence=start or None,
+            )
+        return dump, events
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
+    connection = connect_reader(folder)
+    try:
+        _require_current(connection, folder)
+        yield connection
+    except DAMAGED as error:
+        raise JournalCorrupt(folder, f"it cannot be read: {error}") from error
+    finally:
+        connection.close()
 
 
 def verify(folder: Path) -> Findings:
     """Check everything in a journal, also beside a running daemon."""
     problems: list[str] = []
-    acknowledged = read_mark(folder)
     facts = {"schema": 0, "first": 0, "last": 0, "n_events": 0, "n_finished": 0}
     dumps: list[int] = []
     replay_from = None
+    acknowledged = read_mark(folder)
     try:
-        connection = connect_reader(folder)
-    except (JournalCorrupt, sqlite3.DatabaseError) as error:
-        problems.append(getattr(error, "damage", str(error)))
-    else:
-        try:
-            connection.execute("BEGIN")  # one moment's view, whatever is written meanwhile
+        with closing(connect_reader(folder)) as connection:
             facts["schema"] = schema_version(connection, folder)
+            _require_current(connection, folder)
+            connection.execute("BEGIN")
             _check_file(connection, problems)
             _check_events(connection, facts, problems)
             dumps = _check_dumps(connection, problems)
             _check_finished(connection, facts, problems)
-            replay_from = find_replay(
-                connection, folder, acknowledged=acknowledged
-            ).start_sequence
-        except JournalCorrupt as error:
-            problems.append(error.damage)
-        except sqlite3.DatabaseError as error:
-            problems.append(f"SQLite says: {error}")
-        finally:
-            connection.close()
+            replay = find_replay(connection, folder, acknowledged=acknowledged)
+            replay_from = replay.start_sequence
+    except JournalCorrupt as error:
+        problems.append(error.damage)
+    except DAMAGED as error:
+        problems.append(f"it cannot be read: {error}")
     return Findings(
         schema=facts["schema"],
         first_sequence=facts["first"],
@@ -191,7 +236,7 @@ def read_dump(connection: sqlite3.Connection, sequence: int) -> Dump:
         row = connection.execute(
             "SELECT payload, crc FROM dumps WHERE sequence = ?", (sequence,)
         ).fetchone()
-    except sqlite3.DatabaseError as error:
+    except DAMAGED as error:
         raise Unreadable(f"the dump at {sequence}: {error}") from error
     blob, crc = row
     if dump_crc(sequence, blob) != crc:
@@ -224,13 +269,34 @@ def _damage(expected: int, sequence: int, kind: str, payload: bytes, crc: int) -
     return None
 
 
-def _newest_readable_dump(connection: sqlite3.Connection, warnings: list[str]) -> Dump | None:
+def _newest_readable_dump(
+    connection: sqlite3.Connection, warnings: list[str], *, until: int | None = None
+) -> Dump | None:
     for sequence in dump_sequences(connection):
+        if until is not None and sequence > until:
+            continue
         try:
             return read_dump(connection, sequence)
         except Unreadable as error:
             warnings.append(str(error))
     return None
+
+
+def _require_current(connection: sqlite3.Connection, folder: Path) -> None:
+    version = schema_version(connection, folder)
+    if version < len(MIGRATIONS):
+        raise JournalCorrupt(
+            folder, f"its schema version {version} is of an older Lepton; start the daemon once"
+        )
+
+
+def _highest_sequence(connection: sqlite3.Connection, folder: Path) -> int:
+    acknowledged = read_mark(folder)
+    try:
+        (highest,) = connection.execute("SELECT max(sequence) FROM events").fetchone()
+    except DAMAGED:
+        return acknowledged
+    return max(acknowledged, highest or 0)
 
 
 def _last_good(connection: sqlite3.Connection, start: int) -> tuple[int, str | None]:
@@ -240,15 +306,15 @@ def _last_good(connection: sqlite3.Connection, start: int) -> tuple[int, str | N
             if damage := _damage(last + 1, sequence, kind, payload, crc):
                 return last, damage
             last = sequence
-    except sqlite3.DatabaseError as error:
-        return last, f"event {last + 1}: SQLite says: {error}"
+    except DAMAGED as error:
+        return last, f"event {last + 1}: it cannot be read: {error}"
     return last, None
 
 
 def _check_file(connection: sqlite3.Connection, problems: list[str]) -> None:
     for (line,) in connection.execute("PRAGMA quick_check(20)"):
         if line != "ok":
-            problems.append(f"SQLite says: {line}")
+            problems.append(f"SQLite finds: {line}")
 
 
 def _check_events(
@@ -285,8 +351,6 @@ def _check_dumps(connection: sqlite3.Connection, problems: list[str]) -> list[in
 def _check_finished(
     connection: sqlite3.Connection, facts: dict[str, int], problems: list[str]
 ) -> None:
-    if facts["schema"] < len(_MIGRATIONS):
-        return
     rows = connection.execute(
         "SELECT j.sequence, j.id, r.crc, r.payload FROM finished_jobs j"
         " LEFT JOIN finished_records r USING (sequence)"

@@ -24,8 +24,11 @@ BUSY_TIMEOUT_S = 5.0  # for a stranger's transaction; the daemon itself has one 
 
 def connect_writer(folder: Path) -> sqlite3.Connection:
     """Return the one connection that writes: every commit is on the disk when it returns."""
+    path = folder / DATABASE_NAME
+    # Jobs' environments may hold secrets. SQLite gives its other files the same mode.
+    path.touch(mode=0o600)
     connection = sqlite3.connect(
-        folder / DATABASE_NAME,
+        path,
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,
         check_same_thread=False,

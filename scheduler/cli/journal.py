@@ -1,0 +1,190 @@
+"""`lepton journal`: look into a journal's folder, beside a running daemon or without one.
+
+Only reads. `verify` checks everything and exits 1 if anything is wrong, `dump` prints the state
+after an event as JSON, `export` the events as JSON Lines, which the simulator can replay.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from scheduler.cli.errors import CommandError, ExitCode
+from scheduler.cli.terminal import note, say
+from scheduler.core.engine import Engine
+from scheduler.core.events import Event
+from scheduler.daemon.event_codec import EVENT_KINDS
+from scheduler.daemon.journal import JournalCorrupt, JournalTooNew
+from scheduler.daemon.journal_reading import (
+    Findings,
+    replay_until,
+    salvage_events,
+    stored_history,
+)
+from scheduler.daemon.journal_reading import verify as examine
+
+app = typer.Typer(
+    name="journal",
+    help="Verify, dump or export a journal.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+class Report(StrEnum):
+    """How `verify` prints what it found."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Folder = Annotated[
+    Path, typer.Argument(help="The daemon's state folder, which holds journal.sqlite.")
+]
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    output: Annotated[
+        Report, typer.Option("-o", "--output", help="How to print it.")
+    ] = Report.TABLE,
+) -> None:
+    """Check every event, dump and finished job; exit 1 if anything is wrong."""
+    findings = _examine(folder)
+    if output is Report.JSON:
+        say(json.dumps({**asdict(findings), "is_sound": findings.is_sound}))
+    else:
+        say(_described(findings))
+    if not findings.is_sound:
+        raise typer.Exit(int(ExitCode.ERROR))
+
+
+@app.command()
+def dump(
+    folder: Folder,
+    at: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="SEQ", help="After this event instead of the last."),
+    ] = None,
+) -> None:
+    """Print the state as JSON: nodes, queues, live jobs, remembered outcomes."""
+    with _clear_errors():
+        start, events = replay_until(folder, at)
+    engine = Engine.restore(start) if start is not None else Engine()
+    for event in events:
+        engine.observe(event)
+    say(msgspec.json.format(msgspec.json.encode(engine.dump()), indent=2).decode())
+
+
+@app.command()
+def export(
+    folder: Folder,
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="From here on: epoch seconds or ISO 8601 (UTC).")
+    ] = "",
+    until: Annotated[
+        str, typer.Option(metavar="TIME", help="Before this: epoch seconds or ISO 8601 (UTC).")
+    ] = "",
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="Only events of this kind; may be repeated."),
+    ] = None,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="Pass over damage; print whatever can be read.")
+    ] = False,
+) -> None:
+    """Print the events that are kept as JSON Lines: sequence, at_s, kind, event."""
+    since_s, until_s = _moment(since, "--since"), _moment(until, "--until")
+    kinds = frozenset(kind or EVENT_KINDS)
+    if unknown := sorted(kinds - EVENT_KINDS):
+        known = ", ".join(sorted(EVENT_KINDS))
+        raise CommandError(
+            f"--kind {unknown[0]}: no such event", hint=f"One of {known}", code=ExitCode.USAGE
+        )
+    with _clear_errors():
+        events = salvage_events(folder) if recover else stored_history(folder)
+        for sequence, event in _noting_gaps(events) if recover else events:
+            at_s = event.at_s
+            is_in_time = (since_s is None or at_s >= since_s) and (
+                until_s is None or at_s < until_s
+            )
+            if is_in_time and type(event).__name__ in kinds:
+                say(_line(sequence, event))
+
+
+def _examine(folder: Path) -> Findings:
+    try:
+        return examine(folder)
+    except JournalTooNew as error:
+        raise CommandError(str(error)) from error
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    try:
+        yield
+    except (JournalCorrupt, JournalTooNew) as error:
+        raise CommandError(str(error)) from error
+
+
+def _described(findings: Findings) -> str:
+    rows = [
+        ("events", f"{findings.n_events}, from {findings.first_sequence} to"
+                   f" {findings.last_sequence}"),
+        ("acknowledged", f"up to {findings.acknowledged}"),
+        ("dumps", ", ".join(map(str, findings.dumps)) or "none"),
+        ("finished jobs", str(findings.n_finished)),
+        ("schema", str(findings.schema)),
+        ("a start replays", "nothing: it refuses" if findings.replay_from is None
+                            else f"from event {findings.replay_from + 1}"),
+    ]  # fmt: skip
+    lines = [f"{name:<16} {value}" for name, value in rows]
+    lines += [f"problem: {problem}" for problem in findings.problems]
+    return "\n".join([*lines, "sound" if findings.is_sound else "damaged"])
+
+
+def _line(sequence: int, event: Event) -> str:
+    return msgspec.json.encode(
+        {
+            "sequence": sequence,
+            "at_s": event.at_s,
+            "kind": type(event).__name__,
+            "event": event,
+        }
+    ).decode()
+
+
+def _noting_gaps(events: Iterator[tuple[int, Event]]) -> Iterator[tuple[int, Event]]:
+    count, last = 0, 0
+    for sequence, event in events:
+        if sequence > last + 1:
+            note(f"missing: events {last + 1} to {sequence - 1}")
+        count, last = count + 1, sequence
+        yield sequence, event
+    note(f"recovered {count} events, up to {last}")
+
+
+def _moment(text: str, option: str) -> float | None:
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise CommandError(
+            f"{option} {text}: not a moment",
+            hint="Epoch seconds, or for example 2025-06-01T12:00:00",
+            code=ExitCode.USAGE,
+        ) from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
