@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import getpass
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -29,6 +30,7 @@ from scheduler.executors.local import LocalExecutor
 from scheduler.executors.local_settings import LocalSettings
 
 TIMEOUT_S = 30.0
+WHOLE_CPU = Shape()
 NODES = tuple(
     Node(
         name=NodeName(name),
@@ -51,9 +53,9 @@ def start_of(
     devices: tuple[int, ...] = (),
     env: Iterable[tuple[str, str]] = (),
     working_dir: str = "",
-    submitter: str = "",
+    submitter: str = getpass.getuser(),  # who runs the tests does not change
     phase: TaskPhase = TaskPhase.BOUND,
-    shape: Shape = Shape(),
+    shape: Shape = WHOLE_CPU,
 ) -> Start:
     launch = Launch(command=command, env=tuple(env), working_dir=working_dir)
     role = Role(name="worker", launch=launch, count=world_size, shape=shape)

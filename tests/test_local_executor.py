@@ -129,8 +129,9 @@ async def test_the_environment_tells_a_task_its_place(folder: Path) -> None:
     assert first["CUDA_VISIBLE_DEVICES"] == ""
     assert (first["GREETING"], first["OMP_NUM_THREADS"]) == ("hi", "7")
     assert first["LEPTON_JOB_NAME"] == "job-1"
-    assert Path(first["LEPTON_CHECKPOINT_DIR"]).is_dir()
-    assert Path(first["PWD"] if "PWD" in first else first["LEPTON_TASK_DIR"]).is_dir()
+    task_folder = executor.task_folder(starts[0].task.id)
+    assert first["LEPTON_TASK_DIR"] == str(task_folder / "work")
+    assert first["LEPTON_CHECKPOINT_DIR"] == str(executor.checkpoint_folder(starts[0].job.id))
     assert "PYTEST_CURRENT_TEST" not in first
 
 
@@ -261,7 +262,7 @@ async def test_forgetting_a_job_removes_its_folders(folder: Path) -> None:
 async def test_a_mapped_submitter_runs_as_that_user(open_folder: Path) -> None:
     code = "id -u; id -Gn; pwd; echo mine > here; grep NoNewPrivs /proc/self/status"
     start = start_of("sh", "-c", code, submitter="ada@example.org")
-    settings = LocalSettings(unix_users={"ada@example.org": "nobody"}, local_user="root")
+    settings = LocalSettings(unix_users={"ada@example.org": "nobody"})
     async with executor_in(open_folder / "x", settings=settings) as (executor, recorder):
         executor.submit(accepted(start))
         end = await recorder.end_of(start)
@@ -285,7 +286,7 @@ async def test_an_unmapped_submitter_never_runs_as_root(
     folder: Path, unix_users: dict[str, str], said: str
 ) -> None:
     start = start_of("true", submitter="mallory")
-    settings = LocalSettings(unix_users=unix_users, local_user="root")
+    settings = LocalSettings(unix_users=unix_users)
     async with executor_in(folder, settings=settings) as (executor, recorder):
         executor.submit(accepted(start))
         end = await recorder.end_of(start)

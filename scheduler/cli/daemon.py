@@ -101,6 +101,7 @@ async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") ->
     nodes = _nodes(config)
     settings = LocalSettings(
         unix_users=config.local.unix_users,
+        local_user=config.security.local_user,
         log_max_bytes=config.local.log_max_mib << 20,
         log_files=config.local.log_files,
         max_grace_s=config.local.max_grace_s,
@@ -122,6 +123,6 @@ def _nodes(config: DaemonConfig) -> Sequence[Node]:
     declared = config.declared_nodes()
     if declared:
         return declared
-    from scheduler.executors.discovery import discover_node
+    from scheduler.agent.discovery import discover_node
 
     return [discover_node()]

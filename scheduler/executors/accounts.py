@@ -38,7 +38,7 @@ class Account:
 def account_for(submitter: str, *, unix_users: Mapping[str, str], local_user: str) -> Account:
     """Return the user that a submitter's tasks run as. Raises `NoAccount`."""
     name = unix_users.get(submitter)
-    if name is None and submitter == local_user:
+    if name is None and submitter == (local_user or own_account().name):
         return own_account()
     name = name or unix_users.get(ANYBODY)
     if name:
