@@ -5,7 +5,6 @@ A report that changes no health costs a dictionary update; nothing is journalled
 
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import grpc
 
@@ -16,11 +15,9 @@ from scheduler.core.plan import Rejected
 from scheduler.core.records import NodeView
 from scheduler.daemon.rpc_calls import Call
 from scheduler.daemon.rpc_errors import CommandRefused, RpcRefused
+from scheduler.daemon.rpc_port import DaemonPort
 from scheduler.daemon.security import PermissionDenied
 from scheduler.wire import agent_pb2, cluster_pb2
-
-if TYPE_CHECKING:
-    from scheduler.daemon.daemon import Daemon
 
 REPORT_INTERVAL_S = 10.0
 """How often agents are asked to report: often enough to see a GPU fail within a cycle."""
@@ -29,7 +26,7 @@ REPORT_INTERVAL_S = 10.0
 class AgentService:
     """Hears from the agents."""
 
-    def __init__(self, daemon: "Daemon") -> None:
+    def __init__(self, daemon: DaemonPort) -> None:
         self._daemon = daemon
         self._agents: Collection[str] = frozenset(daemon.config.security.agents)
 

@@ -8,7 +8,9 @@ nothing for it.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
+from scheduler.config import LimitsConfig
 from scheduler.core.errors import InvalidInput
 
 YEAR_S = 366 * 24 * 3600.0
@@ -16,7 +18,7 @@ YEAR_S = 366 * 24 * 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of one request. Generous for people, finite for the daemon."""
+    """Bounds of one request, or of all of them. Generous for people, finite for the daemon."""
 
     max_message_bytes: int = 4 * 1024 * 1024
     max_roles_per_job: int = 32
@@ -25,6 +27,11 @@ class Limits:
     max_tasks_per_array: int = 100_000
     max_dependencies: int = 1_000
     max_page_size: int = 1_000
+    max_page_bytes: int = 16 * 1024 * 1024
+    max_live_jobs: int = 1_000_000
+    max_concurrent_rpcs: int = 4_096
+    max_watches: int = 1_000
+    max_followed_logs: int = 256
     max_labels: int = 64
     max_env: int = 512
     max_env_bytes: int = 256 * 1024
@@ -49,6 +56,11 @@ class Limits:
     max_duration_s: float = 10 * YEAR_S
     max_epoch_s: float = 253_402_300_800.0  # the end of the year 9999
     max_tail_lines: int = 1_000_000
+
+    @classmethod
+    def from_config(cls, config: LimitsConfig) -> Self:
+        """Return the limits, with those that are configured."""
+        return cls(**config.model_dump())
 
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")

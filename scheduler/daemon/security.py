@@ -13,7 +13,7 @@ import ipaddress
 import logging
 import secrets
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class Guard:
         self._tokens = tokens
         self._uses_certificates = security.client_ca is not None
         self._is_open = tokens is None and not self._uses_certificates
-        self._local = Caller(user=security.local_user or _os_user(), is_admin=True)
+        self.local = Caller(user=security.local_user or _os_user(), is_admin=True)
 
     @classmethod
     def from_config(cls, config: DaemonConfig) -> "Guard":
@@ -81,18 +81,18 @@ class Guard:
 
     def caller(
         self,
-        metadata: Sequence[tuple[str, str | bytes]] | None,
-        auth_context: Mapping[str, Sequence[bytes]],
+        metadata: Iterable[tuple[str, str | bytes]],
+        auth_context: Mapping[str, Iterable[bytes]],
     ) -> Caller:
         """Return who calls, by token or client certificate; or raise `Unauthenticated`."""
         if self._is_open:
-            return self._local
-        user = self._user_of_token(metadata or ()) or self._user_of_certificate(auth_context)
+            return self.local
+        user = self._user_of_token(metadata) or self._user_of_certificate(auth_context)
         if user is None:
             raise Unauthenticated("a token is required: authorization: Bearer TOKEN")
         return Caller(user=user, is_admin=user in self._admins)
 
-    def _user_of_token(self, metadata: Sequence[tuple[str, str | bytes]]) -> str | None:
+    def _user_of_token(self, metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
         if self._tokens is None:
             return None
         for key, value in metadata:
@@ -105,7 +105,7 @@ class Guard:
                 return user
         return None
 
-    def _user_of_certificate(self, auth_context: Mapping[str, Sequence[bytes]]) -> str | None:
+    def _user_of_certificate(self, auth_context: Mapping[str, Iterable[bytes]]) -> str | None:
         """Return the common name of a verified certificate, or its first alternative name."""
         if not self._uses_certificates:
             return None

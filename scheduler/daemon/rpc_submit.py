@@ -1,0 +1,239 @@
+"""Submitting jobs, one at a time or in bulk, and trying out what a submit would do.
+
+A submit is answered once it is durable. In bulk, requests are made durable a chunk at a time
+while the next ones arrive, and each stands alone: one that is refused undoes no other.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import grpc
+
+from scheduler.core.cycle import DRY_RUN_ID, decide, dry_run
+from scheduler.core.errors import InvalidInput, SchedulerError
+from scheduler.core.events import JobsSubmitted
+from scheduler.core.model import Job, JobPhase, JobSpec, Task
+from scheduler.core.plan import Placement, Plan, Rejected
+from scheduler.core.ports import Policy
+from scheduler.core.records import JobRecord
+from scheduler.core.snapshot import Snapshot
+from scheduler.daemon.codec import fingerprint, request_id_from, spec_from
+from scheduler.daemon.codec_views import explanation_message, task_message
+from scheduler.daemon.limits import Limits, within
+from scheduler.daemon.rpc_calls import Call, Calls
+from scheduler.daemon.rpc_errors import CommandRefused, Failure, RpcRefused, failure_of
+from scheduler.daemon.rpc_port import DaemonPort, accepted
+from scheduler.daemon.security import PermissionDenied, may_submit
+from scheduler.wire import cluster_pb2
+
+CHUNK_SIZE = 500
+"""Bulk submits made durable together: an fsync for so many, and a wait of some ms."""
+MAX_BULK = 200_000
+"""Submits in one stream: what one answer can name."""
+
+
+@dataclass(slots=True)
+class _Bulk:
+    """What became of a bulk's requests so far, and those that are not durable yet."""
+
+    answers: list[str | Failure] = field(default_factory=list)  # job ids, by request
+    waiting: list[tuple[int, JobsSubmitted]] = field(default_factory=list)
+
+    def response(self, revision: int) -> cluster_pb2.SubmitJobsResponse:
+        return cluster_pb2.SubmitJobsResponse(
+            job_ids=["" if isinstance(a, Failure) else a for a in self.answers],
+            refused=[
+                cluster_pb2.RefusedSubmit(
+                    request_index=index,
+                    code=answer.code.value[0],
+                    message=answer.message,
+                    field=answer.field,
+                )
+                for index, answer in enumerate(self.answers)
+                if isinstance(answer, Failure)
+            ],
+            revision=revision,
+        )
+
+
+class SubmitService:
+    """The submits of one daemon."""
+
+    def __init__(self, daemon: DaemonPort, calls: Calls, limits: Limits) -> None:
+        self._daemon = daemon
+        self._calls = calls
+        self._limits = limits
+
+    async def submit_job(
+        self, request: cluster_pb2.SubmitJobRequest, call: Call
+    ) -> cluster_pb2.SubmitJobResponse:
+        """Take a job or an array."""
+        event = self._event(request, call)
+        outcome = accepted(await self._daemon.execute(event))
+        job_id = outcome.job_ids[0]
+        return cluster_pb2.SubmitJobResponse(
+            job_id=job_id,
+            job_ids=[f"{job_id}_{index}" for index in range(event.spec.array_size)],
+            revision=outcome.revision,
+            is_repeat=outcome.is_repeat,
+        )
+
+    async def submit_jobs(
+        self, requests: AsyncIterator[cluster_pb2.SubmitJobRequest], call: Call
+    ) -> cluster_pb2.SubmitJobsResponse:
+        """Take many jobs; each request stands alone."""
+        bulk = _Bulk()
+        committing: asyncio.Task[None] | None = None
+        try:
+            async for request in requests:
+                self._judge(request, call, bulk)
+                if len(bulk.waiting) == CHUNK_SIZE:
+                    if committing is not None:
+                        await committing
+                    committing = asyncio.create_task(self._commit(call, bulk), name="commit")
+            if committing is not None:
+                await committing
+            await self._commit(call, bulk)
+        finally:
+            if committing is not None and not committing.done():
+                committing.cancel()  # nobody waits to hear whether they became durable
+        return bulk.response(self._daemon.engine.revision)
+
+    def _judge(self, request: cluster_pb2.SubmitJobRequest, call: Call, bulk: _Bulk) -> None:
+        index = len(bulk.answers)
+        if index == MAX_BULK:
+            rule = f"a stream takes at most {MAX_BULK} submits"
+            raise RpcRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, rule)
+        try:
+            event = self._event(request, call)
+        except SchedulerError as error:
+            failure = failure_of(error)
+            bulk.answers.append(failure)
+            self._note_refusal(call, request.spec.name, failure)
+        else:
+            bulk.answers.append("")
+            bulk.waiting.append((index, event))
+
+    async def _commit(self, call: Call, bulk: _Bulk) -> None:
+        """Make the requests that wait durable."""
+        waiting, bulk.waiting = bulk.waiting, []
+        outcomes = await self._daemon.execute_all([event for _, event in waiting])
+        for (index, event), outcome in zip(waiting, outcomes, strict=True):
+            if isinstance(outcome, Rejected):
+                failure = failure_of(CommandRefused(outcome))
+                bulk.answers[index] = failure
+                self._note_refusal(call, event.spec.name, failure)
+            else:
+                bulk.answers[index] = outcome.job_ids[0]
+                self._calls.note(call, "SubmitJob", outcome.job_ids[0], "OK")
+
+    def _note_refusal(self, call: Call, name: str, failure: Failure) -> None:
+        code = failure.code.name
+        self._calls.note(call, "SubmitJob", name[:80], code, detail=failure.message)
+
+    def _event(self, request: cluster_pb2.SubmitJobRequest, call: Call) -> JobsSubmitted:
+        """Return what is to be journalled, or raise why it is refused."""
+        limits, engine = self._limits, self._daemon.engine
+        spec = self._spec(request)
+        queue = engine.queue(spec.queue)  # an unknown one is the engine's to refuse
+        if queue is not None and not may_submit(call.caller, queue):
+            user = call.caller.user
+            raise PermissionDenied(f"{user} is no submitter of queue {spec.queue!r}")
+        n_live = len(engine.jobs()) + (spec.array_size or 1)
+        if n_live > limits.max_live_jobs:
+            rule = f"there may be {limits.max_live_jobs} live jobs, and it would be {n_live}"
+            raise RpcRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, rule)
+        return JobsSubmitted(
+            at_s=self._daemon.now_s(),
+            spec=spec,
+            submitter=call.caller.user,
+            request_id=request_id_from("request_id", request.request_id, limits),
+            fingerprint=fingerprint(request.spec) if request.request_id else "",
+        )
+
+    def _spec(
+        self, request: cluster_pb2.SubmitJobRequest | cluster_pb2.DryRunRequest
+    ) -> JobSpec:
+        try:
+            return spec_from(request.spec, self._limits)
+        except InvalidInput as error:
+            raise within("spec", error) from None
+
+    # What if
+
+    async def dry_run(
+        self, request: cluster_pb2.DryRunRequest, call: Call
+    ) -> cluster_pb2.DryRunResponse:
+        """Say what a submit would do right now; changes nothing."""
+        spec = self._spec(request)
+        self._refuse_hopeless(spec, call)
+        daemon = self._daemon
+        snapshot = daemon.engine.snapshot(daemon.now_s())
+        plan, victims = await asyncio.to_thread(_tried, snapshot, daemon.policy, spec)
+        placement = next((p for p in plan.placements if p.job_id == DRY_RUN_ID), None)
+        return cluster_pb2.DryRunResponse(
+            starts_now=placement is not None,
+            tasks=_tasks(placement, plan.now_s) if placement is not None else (),
+            preempts_job_ids=victims,
+            explanation=_explanation(spec, plan, call) if placement is None else None,
+        )
+
+    def _refuse_hopeless(self, spec: JobSpec, call: Call) -> None:
+        """Raise what a submit would be refused for, as far as the engine would."""
+        engine = self._daemon.engine
+        queue = engine.queue(spec.queue)
+        if queue is None:
+            message = f"there is no queue {spec.queue!r}"
+            raise RpcRefused(grpc.StatusCode.NOT_FOUND, message, field="spec.queue")
+        if not may_submit(call.caller, queue):
+            raise PermissionDenied(f"{call.caller.user} is no submitter of {spec.queue!r}")
+        if not queue.is_open:
+            message = f"queue {spec.queue!r} takes no new jobs"
+            raise RpcRefused(grpc.StatusCode.FAILED_PRECONDITION, message, field="spec.queue")
+        for number, dependency in enumerate(spec.dependencies):
+            if not engine.is_known(dependency.on):
+                message = f"there is no job {dependency.on!r}"
+                where = f"spec.dependencies[{number}].on"
+                raise RpcRefused(grpc.StatusCode.NOT_FOUND, message, field=where)
+
+
+def _tried(snapshot: Snapshot, policy: Policy, spec: JobSpec) -> tuple[Plan, list[str]]:
+    """Return the plan with the job, and who makes room in it that would not otherwise."""
+    plan = dry_run(snapshot, policy, spec)
+    if not plan.evictions:
+        return plan, []
+    anyway = {eviction.job_id for eviction in decide(snapshot, policy).evictions}
+    victims = dict.fromkeys(e.job_id for e in plan.evictions if e.job_id not in anyway)
+    return plan, [str(job_id) for job_id in victims]
+
+
+def _tasks(placement: Placement, now_s: float) -> list[cluster_pb2.Task]:
+    return [
+        task_message(
+            Task(
+                id=bind.task,
+                node=bind.node,
+                rank=bind.rank,
+                world_size=placement.world_size,
+                devices=bind.devices,
+                bound_at_s=now_s,
+            )
+        )
+        for bind in placement.binds
+    ]
+
+
+def _explanation(spec: JobSpec, plan: Plan, call: Call) -> cluster_pb2.Explanation:
+    job = Job(
+        id=DRY_RUN_ID,
+        spec=spec,
+        sequence=0,
+        submitted_at_s=plan.now_s,
+        submitter=call.caller.user,
+    )
+    phase = JobPhase.SUSPENDED if spec.suspended else JobPhase.PENDING
+    record = JobRecord(job=job, phase=phase, revision=0)
+    return explanation_message(
+        record, unplaced=plan.unplaced.get(DRY_RUN_ID), n_ahead=0, is_dry_run=True
+    )
