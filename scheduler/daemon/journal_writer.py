@@ -299,6 +299,8 @@ class JournalWriter:
         try:
             if self._connection is None:
                 self._connection = connect_writer(self._folder)
+            with contextlib.suppress(sqlite3.Error):  # the log may hold the space that lacks
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("DELETE FROM events WHERE sequence > ?", (self._last,))
             self._connection.execute(
