@@ -161,3 +161,9 @@ def appender(path: Path, line: str) -> str:
         f"import os; fd = os.open({os.fspath(path)!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT);"
         f" os.write(fd, {line + chr(10)!r}.encode())\n"
     )
+
+
+def is_started(executor: LocalExecutor, start: Start) -> bool:
+    """Whether a task that prints something has come that far."""
+    log = executor.task_folder(start.task.id) / "stdout.log"
+    return log.exists() and log.stat().st_size > 0

@@ -7,8 +7,32 @@ rename that completes it. Links are not followed: the folder is the user's.
 import os
 from pathlib import Path
 
+from scheduler.core.model import JobId
+
 _MOST_FILES = 10_000
 """Looked at per job and sweep; sharded checkpoints have thousands of files, not millions."""
+
+_FILE_TIME_SLACK_S = 0.02
+"""Files are stamped by the kernel's tick, which lags the clock."""
+
+
+class CheckpointWatch:
+    """Remembers which checkpoint of each job is known, so that each is told once."""
+
+    def __init__(self) -> None:
+        self._known_s: dict[JobId, float] = {}
+
+    def news_s(self, job: JobId, folder: Path, *, since_s: float) -> float | None:
+        """Return when a new checkpoint was completed after `since_s`, if one was."""
+        newest_s = newest_checkpoint_s(folder)
+        if newest_s <= max(since_s - _FILE_TIME_SLACK_S, self._known_s.get(job, 0.0)):
+            return None
+        self._known_s[job] = newest_s
+        return newest_s
+
+    def forget(self, job: JobId) -> None:
+        """Drop what is known of a job that has ended."""
+        self._known_s.pop(job, None)
 
 
 def newest_checkpoint_s(folder: Path) -> float:

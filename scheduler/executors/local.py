@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
@@ -27,7 +28,7 @@ from scheduler.core.plan import Accepted, Start
 from scheduler.core.ports import ReportEvent
 from scheduler.executors.accounts import NoAccount
 from scheduler.executors.cgroups import open_cgroups, own_group
-from scheduler.executors.checkpoints import newest_checkpoint_s
+from scheduler.executors.checkpoints import CheckpointWatch
 from scheduler.executors.descriptors import open_reaper, text_until_closed
 from scheduler.executors.gangs import Gang
 from scheduler.executors.launcher import CannotStart, Launcher
@@ -44,7 +45,7 @@ _T = TypeVar("_T")
 
 _START_TRIES = 3
 _LOOK_AGAIN_S = 0.02
-_FILE_TIME_SLACK_S = 0.02  # files are stamped by the kernel's tick, which lags the clock
+_LOOK_SELDOM_S = 1.0  # what has not happened after many looks will not happen soon
 _ORPHAN_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -91,7 +92,7 @@ class LocalExecutor:
         )
         self._tasks: dict[TaskId, _LocalTask] = {}
         self._members: Counter[tuple[JobId, int]] = Counter()  # live ones of each attempt
-        self._checkpointed_s: dict[JobId, float] = {}
+        self._checkpoints = CheckpointWatch()
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="task-start")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="task-read")
         self._work: set[asyncio.Task[None]] = set()
@@ -115,7 +116,7 @@ class LocalExecutor:
     async def recover(self, live: Sequence[Start]) -> None:
         """Adopt, report, start or kill, as the folders prove; see `Executor`."""
         self._folders.open()
-        has_rebooted = self._folders.has_rebooted(boot_id())
+        await self._in(self._reader, self._settle_reboot, [start.task.id for start in live])
         _LOG.info("local executor: %s", self.limits_description)
         self._sweeper = asyncio.create_task(self._sweep())
         known = {start.task.id for start in live}
@@ -127,10 +128,8 @@ class LocalExecutor:
         never_started = []
         for start in live:
             local = self._take_on(start)
-            found = await self._in(self._reader, self._folders.examine, local.id)
-            if has_rebooted and found.case is not Case.ENDED:
-                self._spawn_work(self._end_lost(local, "the machine was rebooted"))
-            elif found.case is Case.NEVER_STARTED and start.task.phase is TaskPhase.BOUND:
+            found = await self._examine(local.id)
+            if found.case is Case.NEVER_STARTED and start.task.phase is TaskPhase.BOUND:
                 never_started.append(local)
             else:
                 self._spawn_work(self._adopt_when_settled(local))
@@ -175,8 +174,18 @@ class LocalExecutor:
 
     def forget(self, job_id: JobId) -> None:
         """Remove the folders of a job that has ended, its logs and checkpoints too."""
-        self._checkpointed_s.pop(job_id, None)
+        self._checkpoints.forget(job_id)
         self._starter.submit(self._folders.forget, job_id)
+
+    def _settle_reboot(self, live: Iterable[TaskId]) -> None:
+        boot = boot_id()
+        if self._folders.has_rebooted(boot):
+            for task in live:
+                if self._folders.examine(task).case is not Case.ENDED:
+                    self._folders.write_lost(
+                        task, at_s=self._clock.now_s(), reason="the machine was rebooted"
+                    )
+        self._folders.remember_boot(boot)
 
     def _take_on(self, start: Start) -> _LocalTask:
         local = self._tasks[start.task.id] = _LocalTask(start=start)
@@ -228,11 +237,19 @@ class LocalExecutor:
 
     async def _settled(self, task: TaskId) -> Finding:
         """Return the case of a task once nobody is about to start it."""
+        look_again_s = _LOOK_AGAIN_S
+        while (found := await self._examine(task)).case is Case.STARTING:
+            await self._clock.sleep_s(look_again_s)
+            look_again_s = min(2 * look_again_s, _LOOK_SELDOM_S)
+        return found
+
+    async def _examine(self, task: TaskId) -> Finding:
         while True:
-            found = await self._in(self._reader, self._folders.examine, task)
-            if found.case is not Case.STARTING:
-                return found
-            await self._clock.sleep_s(_LOOK_AGAIN_S)
+            try:
+                return await self._in(self._reader, self._folders.examine, task)
+            except OSError as error:  # out of descriptors, say: nothing is known, so ask again
+                _LOG.warning("%s: cannot be examined: %s", task, error)
+                await self._clock.sleep_s(_LOOK_SELDOM_S)
 
     async def _adopt_when_settled(self, local: _LocalTask) -> None:
         found = await self._settled(local.id)
@@ -302,7 +319,7 @@ class LocalExecutor:
 
     async def _stop_unknown(self, task: TaskId) -> None:
         """Answer for a task that has ended, and was reported, or that never came here."""
-        found = await self._in(self._reader, self._folders.examine, task)
+        found = await self._examine(task)
         if found.case is Case.NEVER_STARTED:
             reason = "stopped before it started"
             self._report(TaskEnded(at_s=self._clock.now_s(), task=task, reason=reason))
@@ -331,6 +348,7 @@ class LocalExecutor:
                 task=local.id,
                 exit_code=status.exit_code,
                 signal=status.signal,
+                is_lost=status.is_lost,
                 reason=status.reason,
             ),
         )
@@ -372,7 +390,7 @@ class LocalExecutor:
     async def _end_orphan(self, task: TaskId, give_up_at_s: float) -> None:
         """Kill what runs though nobody counts on it, and wait until it is gone."""
         while True:
-            found = await self._in(self._reader, self._folders.examine, task)
+            found = await self._examine(task)
             if found.case not in (Case.STARTING, Case.RUNNING):
                 break
             if self._clock.monotonic_s() > give_up_at_s:
@@ -395,19 +413,16 @@ class LocalExecutor:
             for local in {local.id.job: local for local in reversed(running)}.values():
                 await self._look_for_checkpoint(local)
             for local in [local for local in running if local.pidfd is None]:
-                found = await self._in(self._reader, self._folders.examine, local.id)
+                found = await self._examine(local.id)
                 if found.case is not Case.RUNNING:
                     await self._end(local)
 
     async def _look_for_checkpoint(self, local: _LocalTask) -> None:
-        job = local.id.job
-        newest_s = await self._in(
-            self._reader, newest_checkpoint_s, self._folders.checkpoints(job)
-        )
-        since_s = local.started_at_s - _FILE_TIME_SLACK_S
-        if newest_s > max(since_s, self._checkpointed_s.get(job, 0.0)):
-            self._checkpointed_s[job] = newest_s
-            self._report(TaskCheckpointed(at_s=newest_s, task=local.id))
+        job, since_s = local.id.job, local.started_at_s
+        folder = self._folders.checkpoints(job)
+        look = partial(self._checkpoints.news_s, job, folder, since_s=since_s)
+        if (at_s := await self._in(self._reader, look)) is not None:
+            self._report(TaskCheckpointed(at_s=at_s, task=local.id))
 
     # -- threads ----------------------------------------------------------------------------
 

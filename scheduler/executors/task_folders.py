@@ -24,7 +24,8 @@ lock. Every crash, of the daemon, the server or the reaper, therefore leaves one
 
 A descriptor in flight between daemon and server holds the lock too. Whoever looks tests the
 lock before the files: once it is free, they change no more. Files need not survive a power
-failure: a reboot (`boot`) ends all tasks; those without a status are LOST, started or not.
+failure: a reboot (`boot`) ends all tasks, and those without a status then get one that says
+so, durably, because nothing else could tell which of them had started.
 """
 
 import errno
@@ -74,6 +75,7 @@ class ExitStatus:
     exit_code: int | None = None
     signal: int | None = None
     reason: str = ""
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,15 +119,24 @@ class TaskFolders:
             self._lock_fd = -1
 
     def has_rebooted(self, boot_id: str) -> bool:
-        """Return whether tasks were started in another boot; remember this one."""
-        path = self._folder / "boot"
+        """Return whether tasks may have been started in another boot than this one."""
         try:
-            known = path.read_text()
+            return (self._folder / "boot").read_text() != boot_id
         except FileNotFoundError:
-            known = ""
-        if known != boot_id:
-            _write_durably(path, boot_id)
-        return known not in ("", boot_id)
+            return False
+
+    def remember_boot(self, boot_id: str) -> None:
+        """Note the boot that tasks are started in, before any is."""
+        path = self._folder / "boot"
+        if not path.exists() or self.has_rebooted(boot_id):
+            _write_durably(path, boot_id.encode())
+
+    def write_lost(self, task: TaskId, *, at_s: float, reason: str) -> None:
+        """Settle that a task is lost, so that nobody takes it for never started."""
+        folder = self.of_task(task)
+        folder.mkdir(parents=True, exist_ok=True)
+        status = ExitStatus(at_s=at_s, reason=reason, is_lost=True)
+        _write_durably(folder / "status.json", msgspec.json.encode(status))
 
     def of_job(self, job: JobId) -> Path:
         """Return the folder of a job."""
@@ -237,8 +248,8 @@ def write_file(path: Path, content: bytes) -> None:
     temporary.rename(path)
 
 
-def _write_durably(path: Path, text: str) -> None:
-    write_file(path, text.encode())
+def _write_durably(path: Path, content: bytes) -> None:
+    write_file(path, content)
     for fsynced in (path, path.parent):
         fd = os.open(fsynced, os.O_RDONLY)
         try:
