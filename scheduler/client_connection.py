@@ -5,14 +5,17 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from scheduler.client_errors import ClientError, Pauses, client_error
 from scheduler.clock import Clock
-from scheduler.wire.cluster_pb2_grpc import ClusterAsyncStub, ClusterStub
+from scheduler.wire.cluster_pb2_grpc import ClusterStub
+
+if TYPE_CHECKING:
+    from scheduler.wire.cluster_pb2_grpc import ClusterAsyncStub  # exists for types only
 
 CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
@@ -61,7 +64,7 @@ class Connection:
         self._jitter = random.Random(secrets.randbits(64))  # noqa: S311  no secret
 
     @property
-    def stub(self) -> ClusterAsyncStub:
+    def stub(self) -> "ClusterAsyncStub":
         """The calls of the daemon."""
         if self._stub is None:
             self._channel = self._opened()

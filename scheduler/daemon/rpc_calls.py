@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -19,10 +19,11 @@ from scheduler.daemon.audit import AuditLog
 from scheduler.daemon.rpc_errors import Failure, RpcRefused, failure_of, trailers_of
 from scheduler.daemon.security import Caller, Guard
 
-Context = grpc.aio.ServicerContext[Any, Any]
+# Generic for mypy only, hence the quotes.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
-Method = grpc.RpcMethodHandler[Any, Any]
+Method: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 @dataclass(frozen=True, slots=True)
