@@ -7,6 +7,7 @@ written after the event that finished its job, and replaced when it is written t
 import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from scheduler.core.model import JobId
 from scheduler.core.records import JobRecord
@@ -64,11 +65,19 @@ def prune_records(connection: sqlite3.Connection, before_s: float, keep: int | N
     Returns how many were removed; fewer than `PRUNE_CHUNK` means that none is left to remove.
     """
     sequences = _to_prune(connection, before_s, keep)
-    for table in ("finished_jobs", "finished_records", "finished_labels", "finished_nodes"):
-        connection.executemany(
-            f"DELETE FROM {table} WHERE sequence = ?",  # noqa: S608 - our own table names
-            sequences,
-        )
+    for sequence in sequences:
+        with suppress(Unreadable):  # then nothing but its labels and nodes is left of it
+            [record] = load_records(connection, sequence)
+            connection.executemany(
+                "DELETE FROM finished_labels WHERE key = ? AND value = ? AND sequence = ?",
+                [(key, value, *sequence) for key, value in record.job.spec.labels],
+            )
+            connection.executemany(
+                "DELETE FROM finished_nodes WHERE node = ? AND sequence = ?",
+                [(task.node, *sequence) for task in record.tasks.values()],
+            )
+    connection.executemany("DELETE FROM finished_jobs WHERE sequence = ?", sequences)
+    connection.executemany("DELETE FROM finished_records WHERE sequence = ?", sequences)
     return len(sequences)
 
 
