@@ -290,7 +290,8 @@ class _Located:
 
     def problem(self, *field: str | int, rule: str) -> Problem:
         found = self.lines.problem((*self.loc, *field), rule)
-        return found if field else replace(found, line=self.line)
+        is_there = field and field[0] in self.entry.model_fields_set
+        return found if is_there else replace(found, line=self.line)
 
     @property
     def line(self) -> int:

@@ -109,7 +109,7 @@ def _local_daemon() -> str:
     path = Path(platformdirs.user_state_path("lepton")) / "daemon.json"
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        address = told["listen"]
+        address = told["address"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     return address if isinstance(address, str) else ""

@@ -38,3 +38,7 @@ class CommandError(Exception):
         self.message = message
         self.hint = hint
         self.code = code
+
+
+class ReaderGone(Exception):
+    """Whoever read our output has stopped reading."""

@@ -159,14 +159,16 @@ def jobs(
         condition=condition,
     )
     now_s = SystemClock().now_s()
+    conditions = wanted.filter_text(now_s)
 
     async def work(client: "Client") -> "pb.ListJobsResponse":
-        filter_text = wanted.filter_text(now_s)
         if mine:
-            me = (await client.server_info()).user
-            filter_text = " AND ".join(filter(None, (filter_text, f"submitter={_quoted(me)}")))
+            own = f"submitter={_quoted((await client.server_info()).user)}"
+            all_conditions = " AND ".join(filter(None, (conditions, own)))
+        else:
+            all_conditions = conditions
         return await list_pages(
-            client, filter_text, order_by=order_text(sort), limit=limit, page_token=page
+            client, all_conditions, order_by=order_text(sort), limit=limit, page_token=page
         )
 
     print_jobs(settings, run(settings, work, what="listing jobs"), now_s)

@@ -14,6 +14,7 @@ import typer
 from scheduler.cli.completion import complete_job
 from scheduler.cli.errors import ExitCode
 from scheduler.cli.settings import Settings
+from scheduler.cli.terminal import write_bytes
 
 AWAY_AT_MOST_S = 300.0
 """For so long a daemon may be down while its logs are followed."""
@@ -120,7 +121,7 @@ class Printer:
         elif self.has_prefix:
             self._write_lines(key, data)
         else:
-            _write_bytes(data)
+            write_bytes(data)
 
     def _write_record(self, chunk: "pb.LogChunk", data: bytes) -> None:
         from scheduler.cli.output import plain, print_data
@@ -134,20 +135,14 @@ class Printer:
         *lines, rest = (self.partial.get(key, b"") + data).split(b"\n")
         self.partial[key] = rest
         prefix = f"[{key[0]}-{key[1]}] ".encode()
-        _write_bytes(b"".join(prefix + line + b"\n" for line in lines))
+        write_bytes(b"".join(prefix + line + b"\n" for line in lines))
 
     def end(self) -> None:
         """Write lines that never ended."""
         for key, rest in self.partial.items():
             if rest:
-                _write_bytes(f"[{key[0]}-{key[1]}] ".encode() + rest + b"\n")
+                write_bytes(f"[{key[0]}-{key[1]}] ".encode() + rest + b"\n")
         self.partial.clear()
-
-
-def _write_bytes(data: bytes) -> None:
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
 
 
 async def _print_stream(
@@ -156,17 +151,17 @@ async def _print_stream(
     """Print one stream to its end; begin again where it broke off because the daemon left."""
     from scheduler.client import ClientError
 
-    is_over = False
-    while not is_over:
+    while True:
         try:
             async with aclosing(client.logs(request)) as chunks:
                 async for chunk in chunks:
                     printer.write(chunk)
-            is_over = True
         except ClientError as error:
             if not error.is_transient or not request.follow or not printer.written:
                 raise
-            await _wait_for_daemon(client)
+        else:
+            return
+        await _wait_for_daemon(client)
         if request.HasField("tail_lines"):
             request.tail_lines = 0  # where the tail began is not known any more
         else:

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from scheduler.cli.command import LeptonCommand, shared_params, write_options, write_text
-from scheduler.cli.errors import EXIT_CODES_HELP, CommandError, ExitCode
+from scheduler.cli.errors import EXIT_CODES_HELP, CommandError, ExitCode, ReaderGone
 from scheduler.cli.terminal import note, styled
 
 
@@ -156,7 +156,7 @@ def _guarded(run: Any, *args: Any, **extra: Any) -> int:  # noqa: ANN401
         return int(error.code)
     except typer.Abort:
         return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGone):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.BROKEN_PIPE)
     except Exception as error:

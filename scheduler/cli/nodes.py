@@ -116,7 +116,7 @@ def drain(ctx: typer.Context, names: Nodes) -> None:
       lepton drain gpu-07
       lepton drain gpu-07 gpu-08
     """
-    _change(ctx, names, lambda client, name: client.drain(name), "is draining")
+    _change(ctx, names, lambda client, name: client.drain(name), "is closed")
 
 
 def _change(
@@ -140,11 +140,12 @@ def _change(
         print_data(data[0] if len(data) == 1 else {"nodes": data}, settings.output)
         return
     for node in changed:
-        tail = _tasks_left(node) if sentence.endswith("draining") else ""
+        tail = _tasks_left(node) if sentence == "is closed" else ""
         say(f"Node {node.name} {sentence}{tail}")
 
 
 def _tasks_left(node: "pb.Node") -> str:
     if not node.n_tasks:
-        return ": it is empty."
-    return f": {node.n_tasks} task{'' if node.n_tasks == 1 else 's'} to stop."
+        return " and empty."
+    are = "task is" if node.n_tasks == 1 else "tasks are"
+    return f"; {node.n_tasks} {are} asked to stop."

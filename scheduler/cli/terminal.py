@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from scheduler.cli.errors import ReaderGone
+
 SPINNER_DELAY_S = 2.0
 _SPINNER_STEP_S = 0.1
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -55,7 +57,20 @@ def styled(text: str, style: str, stream: TextIO | None = None) -> str:
 
 def say(text: str) -> None:
     """Print a result."""
-    sys.stdout.write(text + "\n")
+    try:
+        sys.stdout.write(text + "\n")
+    except BrokenPipeError:
+        raise ReaderGone from None
+
+
+def write_bytes(data: bytes) -> None:
+    """Print what a task wrote, byte for byte, at once."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 def note(text: str, style: str = "") -> None:

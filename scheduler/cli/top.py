@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MOST_JOBS = 200
 _BAR_WIDTH = 20
+DEFAULT_INTERVAL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +34,15 @@ def top(
     ctx: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="Print one screen and exit.")] = False,
     interval: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--interval",
             "-i",
             parser=parse_duration_s,
             metavar="TIME",
-            help="Between two looks.",
+            help="Between two looks; default 2s.",
         ),
-    ] = 2.0,
+    ] = None,
 ) -> None:
     """Watch the cluster live: GPUs, CPUs and memory in use, jobs that run and wait.
 
@@ -71,7 +72,7 @@ def top(
         print_data(data, settings.output)
         return
     try:
-        run(settings, lambda client: _live(client, max(interval, 0.2)))
+        run(settings, lambda client: _live(client, max(interval or DEFAULT_INTERVAL_S, 0.2)))
     except KeyboardInterrupt:
         raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
 
