@@ -9,20 +9,23 @@ of the daemon and resumes from its checkpoint. Exits 0 only if all of it truly h
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
-from demo_stage import DemoFailed, Jobs, Narrator, Stage
-from demo_story import EXAMPLES, Show, end, play, show_the_jobs
+from demo_stage import LEPTON, DemoFailed, Jobs, Narrator, Stage
+from demo_story import EXAMPLES, Show, end, play
 
 from scheduler.client import Client, ClientError
 
 DEADLINE_S = 170.0
+LOG_LINES = 20
 
 
-async def perform(stage: Stage, narrator: Narrator, *, keep: bool) -> None:
-    """Start, play and end, within the deadline."""
+async def perform(stage: Stage, narrator: Narrator, *, keep: bool) -> str:
+    """Start, play and end, within the deadline; return where the service is, or was."""
     try:
         async with asyncio.timeout(DEADLINE_S):
             await start(stage, narrator)
@@ -32,11 +35,11 @@ async def perform(stage: Stage, narrator: Narrator, *, keep: bool) -> None:
                 following = tasks.create_task(
                     jobs.follow((await client.server_info()).revision), name="follow"
                 )
-                await play(show)
-                await show_the_jobs(show)
+                url = await play(show)
                 if not keep:
                     await end(show)
                 following.cancel()
+            return url
     except TimeoutError:
         raise DemoFailed(f"it took longer than {DEADLINE_S:g} s") from None
 
@@ -53,34 +56,31 @@ async def start(stage: Stage, narrator: Narrator) -> None:
         )
 
 
-def show_logs(stage: Stage, narrator: Narrator) -> None:
-    """Print the ends of the logs that may tell what went wrong."""
-    logs = [stage.log, *sorted(stage.state.glob("tasks/jobs/*/*/*/std*.log"))]
-    for path in logs:
-        text = path.read_text(errors="replace").rstrip() if path.exists() else ""
-        if text:
-            narrator.tell(f"\n--- {path}")
-            narrator.tell("\n".join(text.splitlines()[-15:]))
+def tell_failure(error: BaseException, stage: Stage, narrator: Narrator) -> None:
+    """Say what went wrong, and show the ends of the logs that may tell why."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    narrator.console.print("[red]The demo failed:[/]", end=" ")
+    if isinstance(error, DemoFailed | ClientError):
+        narrator.tell(str(error))
+    else:
+        narrator.tell("".join(traceback.format_exception(error)))
+    for path in stage.bad_logs():
+        narrator.tell(f"\n--- {path}")
+        narrator.tell("\n".join(path.read_text(errors="replace").splitlines()[-LOG_LINES:]))
 
 
-def how_to_play(stage: Stage) -> str:
+def how_to_play(stage: Stage, url: str) -> str:
     """Return what to type while everything is left running."""
-    bin_folder = Path(sys.executable).parent
     return f"""
 Everything is left running. To play with it:
-  export LEPTON_SERVER={stage.server} PATH={bin_folder}:$PATH
+  export LEPTON_SERVER={stage.server} PATH={LEPTON.parent}:$PATH
   lepton jobs --all
   lepton top
   lepton submit examples/train.yaml --wait
+  curl {url}/metrics
 To stop it:
-  {sys.executable} examples/demo.py --stop --folder {stage.folder}"""
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """Return what really happened inside groups of errors."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+  {sys.executable} {EXAMPLES / "demo.py"} --stop --folder {stage.folder}"""
 
 
 def main() -> int:
@@ -94,22 +94,25 @@ def main() -> int:
     if args.stop:
         stage.end_everything()
         return 0
+    # TERM clears up like Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     is_good = False
     try:
-        asyncio.run(perform(stage, narrator, keep=args.keep))
+        url = asyncio.run(perform(stage, narrator, keep=args.keep))
         is_good = True
-    except* (DemoFailed, ClientError, OSError) as errors:
-        narrator.console.print("[red]The demo failed:[/]", end=" ")
-        narrator.tell(str(first_cause(errors)))
-        show_logs(stage, narrator)
+    except KeyboardInterrupt:
+        narrator.tell("interrupted")
+        return 130
+    except Exception as error:
+        tell_failure(error, stage, narrator)
+        return 1
     finally:
         if not (is_good and args.keep):
             stage.end_everything()
-    if is_good and args.keep:
-        narrator.tell(how_to_play(stage))
-    if is_good:
-        narrator.tell(f"\nAll of it happened, in {narrator.elapsed_s:.0f} s.")
-    return int(not is_good)
+    narrator.tell(f"\nAll of it happened, in {narrator.elapsed_s:.0f} s.")
+    if args.keep:
+        narrator.tell(how_to_play(stage, url))
+    return 0
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from scheduler.wire import cluster_pb2 as pb
 LEPTON = Path(sys.executable).with_name("lepton")
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 15.0
+WAIT_TIMEOUT_S = 120.0
 
 CONFIG = """\
 # Two logical nodes on this one machine, so that the demo runs anywhere.
@@ -53,7 +54,8 @@ class Narrator:
     """Tells what is going on: a line for each step, ticked once it is known to be true."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        # A pipe has no width of its own; 80 columns would break the table.
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
         self.started_s = time.monotonic()
 
     @property
@@ -73,7 +75,7 @@ class Narrator:
                 raise
         self.console.print(f"[green]✓[/] [bold]{escape(title)}[/]  [dim]{self.elapsed_s:.0f} s")
         for fact in step.facts:
-            self.console.print(f"    {escape(fact)}")
+            self.console.print(f"    {escape(fact)}", soft_wrap=True)
 
     def tell(self, text: str) -> None:
         """Print a line as it is."""
@@ -110,8 +112,9 @@ class Stage:
     def clear(self) -> None:
         """End whatever an earlier demo left running here, and forget it."""
         self.end_everything()
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        for folder in (self.state, self.pipeline):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.log.unlink(missing_ok=True)
 
     async def start_daemon(self) -> int:
         """Start a daemon, at the address it had before if it had one; return its pid."""
@@ -134,11 +137,11 @@ class Stage:
                 start_new_session=True,  # Ctrl-C is for the demo, which then clears up
             )
         give_up_at_s = time.monotonic() + START_TIMEOUT_S
-        while self._told().get("pid") != daemon.pid:
+        while _read_json(self.state / "daemon.json").get("pid") != daemon.pid:
             claim(daemon.poll() is None, f"the daemon ended at once: see {self.log}")
             claim(time.monotonic() < give_up_at_s, f"the daemon does not serve: see {self.log}")
             await asyncio.sleep(0.02)
-        self.server = str(self._told()["address"])
+        self.server = str(_read_json(self.state / "daemon.json")["address"])
         return daemon.pid
 
     async def stop_daemon(self, number: signal.Signals) -> int:
@@ -147,61 +150,80 @@ class Stage:
         self._daemon.send_signal(number)
         return await asyncio.to_thread(self._daemon.wait, END_TIMEOUT_S)
 
-    def _told(self) -> dict[str, Any]:
-        try:
-            told: dict[str, Any] = json.loads((self.state / "daemon.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return told
+    async def processes_of(self, job: pb.Job) -> dict[int, float]:
+        """Return pid and start time of the processes of a job, of which each task has one."""
+        give_up_at_s = time.monotonic() + START_TIMEOUT_S
+        while True:  # a task counts as running from just before its process is its own
+            found = self._tasks(self.state / "tasks" / "jobs" / job.id)
+            if len(found) >= len(job.tasks) or time.monotonic() > give_up_at_s:
+                return {process.pid: process.create_time() for process in found}
+            await asyncio.sleep(0.02)
 
-    def processes_of(self, job: pb.Job) -> dict[int, float]:
-        """Return pid and start time of each process that runs a task of the job right now."""
-        return {
-            process.pid: process.create_time()
-            for process in self._processes(task_folder=self.job_folder(job.id))
-        }
-
-    def job_folder(self, job_id: str) -> Path:
-        """Return where the tasks of a job keep their files."""
-        return self.state / "tasks" / "jobs" / job_id
-
-    def _processes(self, *, task_folder: Path) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                folder = process.environ().get("LEPTON_TASK_DIR", "")
-                if Path(folder).is_relative_to(task_folder):
-                    found.append(process)
-        return found
-
-    def _daemons(self) -> list[psutil.Process]:
-        config = str(self.folder / "lepton.yaml")
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                command = process.cmdline()
-                if "daemon" in command and config in command:
-                    found.append(process)
-        return found
+    def bad_logs(self) -> list[Path]:
+        """Return the logs of the daemon and of every task that has not ended well."""
+        logs = [self.log]
+        for folder in sorted(self.state.glob("tasks/jobs/*/*/*/")):
+            status = _read_json(folder / "status.json")
+            if status.get("exit_code") != 0:
+                logs += [folder / "stdout.log", folder / "stderr.log"]
+        return [path for path in logs if path.exists() and path.stat().st_size]
 
     def end_everything(self) -> None:
         """Kill this folder's daemons, then its tasks, and wait until all are gone."""
         doomed = self._daemons()
-        for daemon in self._daemons():
-            doomed += daemon.children(recursive=True)
-        doomed += self._processes(task_folder=self.state)
+        for daemon in self._daemons():  # first, or it would start the tasks again
+            daemon.kill()
+        if self._daemon is not None:
+            self._daemon.wait(END_TIMEOUT_S)
+        doomed += self._tasks(self.state)
+        doomed += self._reapers()
         for process in doomed:
             with suppress(psutil.Error):
                 process.kill()
-        if self._daemon is not None:
-            self._daemon.wait(END_TIMEOUT_S)
         _, alive = psutil.wait_procs(doomed, timeout=END_TIMEOUT_S)
         claim(not alive, f"could not end {[process.pid for process in alive]}")
 
     def survivors(self) -> list[int]:
-        """Return the pids of whatever of the demo still runs."""
-        left = [*self._daemons(), *self._processes(task_folder=self.state)]
-        return [process.pid for process in left]
+        """Return the pids of whatever still runs after a moment to end."""
+        left = [*self._daemons(), *self._tasks(self.state), *self._reapers()]
+        _, alive = psutil.wait_procs(left, timeout=END_TIMEOUT_S)
+        return [process.pid for process in alive]
+
+    def _daemons(self) -> list[psutil.Process]:
+        config = str(self.folder / "lepton.yaml")
+        return _processes(lambda process: config in process.cmdline())
+
+    def _tasks(self, folder: Path) -> list[psutil.Process]:
+        def is_below(process: psutil.Process) -> bool:
+            return Path(process.environ().get("LEPTON_TASK_DIR", "")).is_relative_to(folder)
+
+        return _processes(is_below)
+
+    def _reapers(self) -> list[psutil.Process]:
+        def is_ours(process: psutil.Process) -> bool:
+            is_reaper = any(part.endswith("reaper.py") for part in process.cmdline())
+            return is_reaper and any(
+                Path(file.path).is_relative_to(self.state) for file in process.open_files()
+            )
+
+        return _processes(is_ours)
+
+
+def _processes(is_wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it may end while it is looked at
+            if is_wanted(process):
+                found.append(process)
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content
 
 
 class Jobs:
@@ -228,7 +250,12 @@ class Jobs:
         return self._latest[job_id]
 
     async def until(
-        self, job_id: str, holds: Callable[[pb.Job], bool], *, what: str, timeout_s: float = 60
+        self,
+        job_id: str,
+        holds: Callable[[pb.Job], bool],
+        *,
+        what: str,
+        timeout_s: float = WAIT_TIMEOUT_S,
     ) -> pb.Job:
         """Return the job as soon as it is as wanted; raise if it ends otherwise."""
 
@@ -249,7 +276,9 @@ class Jobs:
         claim(holds(job), f"job {job_id} ended before {what}: {describe(job)}")
         return job
 
-    async def until_succeeded(self, *job_ids: str, timeout_s: float = 60) -> Sequence[pb.Job]:
+    async def until_succeeded(
+        self, *job_ids: str, timeout_s: float = WAIT_TIMEOUT_S
+    ) -> Sequence[pb.Job]:
         """Return the jobs once all have ended well."""
         return [
             await self.until(

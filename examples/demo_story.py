@@ -71,8 +71,8 @@ class Show:
         raise DemoFailed(f"job {job_id} ended without printing {pattern!r}:\n{text}")
 
 
-async def play(show: Show) -> None:
-    """Tell the story from beginning to end."""
+async def play(show: Show) -> str:
+    """Tell the story from beginning to end, and return where the service is."""
     await submit_the_pipeline(show)
     await prepare_the_data(show)
     first_try = await train_as_a_gang(show)
@@ -82,6 +82,8 @@ async def play(show: Show) -> None:
     url = await deploy(show)
     await ask_the_service(show, url)
     await teach_the_service(show, url)
+    await show_the_jobs(show)
+    return url
 
 
 async def submit_the_pipeline(show: Show) -> None:
@@ -103,7 +105,7 @@ async def submit_the_pipeline(show: Show) -> None:
         waits = await show.client.explain(show.ids["deploy"])
         claim(waits.sentence, "a waiting job has no reason")
         step.fact(" → ".join(f"{name} ({job_id})" for name, job_id in show.ids.items()))
-        step.fact(f"deploy waits: {waits.sentence}")
+        step.fact(f"deploy: {waits.sentence}")
 
 
 async def prepare_the_data(show: Show) -> None:
@@ -123,7 +125,7 @@ async def train_as_a_gang(show: Show) -> pb.Job:
     """Wait until two processes train together, and some way into it."""
     with show.narrator.step("a gang of two processes trains") as step:
         job = await show.jobs.until(show.ids["train"], is_running(2), what="two tasks run")
-        processes = show.stage.processes_of(job)
+        processes = await show.stage.processes_of(job)
         claim(len(processes) == 2, f"the gang has processes {processes}")
         seen = await show.until_printed(job.id, rf"step {STEPS_BEFORE_URGENT}/.*", step)
         where = ", ".join(f"rank {task.rank} on {place(task)}" for task in job.tasks)
@@ -178,14 +180,14 @@ async def let_something_urgent_preempt(show: Show, victim: pb.Job) -> None:
         nodes = sorted({task.node for task in running.tasks})
         step.fact(f"a dry run foretold it: urgent would preempt job {victim.id}")
         step.fact(f"all 4 GPUs of {' and '.join(nodes)} are urgent's after {took_s:.1f} s")
-        step.fact(f"train was {saved[0]}; it waits: {explanation.sentence}")
+        step.fact(f"train was {saved[0]}; now: {explanation.sentence}")
 
 
 async def kill_the_daemon(show: Show) -> None:
     """Kill the daemon just after it has acknowledged something, and start it again."""
     with show.narrator.step("the daemon is killed with -9, and nothing is lost") as step:
         urgent = show.jobs.latest(show.ids["urgent"])
-        before = show.stage.processes_of(urgent)
+        before = await show.stage.processes_of(urgent)
         claim(len(before) == 2, f"the urgent gang has processes {before}")
         (array,) = load_job_files(EXAMPLES / "array.yaml")
         array.spec.array_size = 2
@@ -195,7 +197,7 @@ async def kill_the_daemon(show: Show) -> None:
             "the daemon did not die of SIGKILL",
         )
         claim(
-            show.stage.processes_of(urgent) == before,
+            await show.stage.processes_of(urgent) == before,
             "tasks died with the daemon",
         )
         started_s = time.monotonic()
@@ -217,7 +219,7 @@ async def kill_the_daemon(show: Show) -> None:
             is_running(2)(adopted) and adopted.attempt == 1,
             f"the urgent gang was not adopted: {describe(adopted)}",
         )
-        claim(show.stage.processes_of(adopted) == before, "the gang's processes changed")
+        claim(await show.stage.processes_of(adopted) == before, "the gang's processes changed")
         step.fact(f"ready again after {ready_s:.1f} s as pid {pid}")
         step.fact(
             f"all {len(listed)} acknowledged jobs are there once, the array it had just "
@@ -330,12 +332,11 @@ async def post(http: aiohttp.ClientSession, path: str, **body: object) -> dict[s
 
 
 async def show_the_jobs(show: Show) -> None:
-    """Print what became of every job."""
-    table = Table(
-        "id", "job", "phase", "tries", "waited", "ran", "GPU time", "where", "how it went"
-    )
+    """Print what became of every job, and see that nothing ran more often than it should."""
+    table = Table("id", "job", "phase", "tries", "waited", "ran", "GPU time", "where", "story")
     async for job in show.client.jobs():
-        where = sorted({place(task) for task in job.tasks})
+        wanted = 2 if job.spec.name == "train" else 1
+        claim(job.attempt == wanted, f"job {job.id} ran {job.attempt} times, not {wanted}")
         table.add_row(
             job.id,
             job.spec.name,
@@ -343,9 +344,9 @@ async def show_the_jobs(show: Show) -> None:
             str(job.attempt),
             f"{job.waited_s:.1f} s",
             f"{job.ran_s:.1f} s",
-            f"{job.gpu_s:.1f} s",
-            ", ".join(where),
-            f"preempted {job.preemptions}x" if job.preemptions else job.reason,
+            f"{job.gpu_s:.1f} s" if job.gpu_s else "",
+            "\n".join(place(task) for task in job.tasks),
+            "preempted once" if job.preemptions else job.reason,
         )
     show.narrator.console.print(table)
 
