@@ -26,6 +26,10 @@ LOG_LINES = 20
 
 async def perform(stage: Stage, narrator: Narrator, *, keep: bool) -> str:
     """Start, play and end, within the deadline; return where the service is, or was."""
+    this = asyncio.current_task()
+    assert this is not None
+    # As Ctrl-C does.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     try:
         async with asyncio.timeout(DEADLINE_S):
             await start(stage, narrator)
@@ -94,13 +98,11 @@ def main() -> int:
     if args.stop:
         stage.end_everything()
         return 0
-    # TERM clears up like Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     is_good = False
     try:
         url = asyncio.run(perform(stage, narrator, keep=args.keep))
         is_good = True
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         narrator.tell("interrupted")
         return 130
     except Exception as error:
