@@ -32,6 +32,7 @@ from scheduler.faults import fault
 
 log = logging.getLogger(__name__)
 
+FINISHED_DELAY_S = 0.1
 PROBE_INTERVAL_S = 0.5
 PROBE_BYTES = 256 * 1024
 """A probe writes this much: room for a batch, not just for the byte that happens to fit."""
@@ -103,7 +104,8 @@ class JournalWriter:
         self._connection: sqlite3.Connection | None = connect_writer(folder)
         self._mark = os.open(folder / MARK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._changed = threading.Condition()
-        self._queue: deque[Append | Finished] = deque()
+        self._queue: deque[Append] = deque()
+        self._finished: deque[Finished] = deque()
         self._chores: deque[Upkeep] = deque()
         self._is_closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -161,10 +163,15 @@ class JournalWriter:
 
     def _put(self, item: Append | Finished | Upkeep) -> None:
         with self._changed:
-            if isinstance(item, Upkeep):
-                self._chores.append(item)
-            else:
-                self._queue.append(item)
+            match item:
+                case Append():
+                    self._queue.append(item)
+                case Upkeep():
+                    self._chores.append(item)
+                case Finished():
+                    self._finished.append(item)
+                    if len(self._finished) > 1:
+                        return  # the thread knows already
             self._changed.notify()
 
     def _hear(self, answers: _Answers, epoch: int, reason: str | None) -> None:
@@ -187,38 +194,41 @@ class JournalWriter:
     def _run(self) -> None:
         is_closing = False
         while not is_closing:
-            items, upkeep, is_closing = self._take()
+            appends, upkeep, is_closing = self._take()
             answers = _Answers()
             if self._reason is not None:
                 self._probe()
-            self._write(items, answers)
+            self._write(appends, answers)
             if upkeep is not None:
                 self._round(upkeep, answers)
             self._tell(answers)
             self._checkpoint_when_large()
         self._refuse_the_rest()
 
-    def _take(self) -> tuple[list[Append | Finished], Upkeep | None, bool]:
+    def _take(self) -> tuple[list[Append], Upkeep | None, bool]:
         with self._changed:
-            while not (self._queue or self._chores or self._is_closing):
+            while not self._is_urgent():
+                if self._finished and self._reason is None:
+                    # Nobody waits for these: they go with the next append, if one comes soon.
+                    self._changed.wait_for(self._is_urgent, FINISHED_DELAY_S)
+                    break
                 must_probe = self._reason is not None
                 if not self._changed.wait(PROBE_INTERVAL_S if must_probe else None):
                     break
-            items = list(self._queue)
+            appends = list(self._queue)
             self._queue.clear()
+            self._unstored += self._finished
+            self._finished.clear()
             upkeep = self._chores.popleft() if self._chores else None
-            return items, upkeep, self._is_closing and not self._chores
+            return appends, upkeep, self._is_closing and not self._chores
 
-    def _write(self, items: list[Append | Finished], answers: _Answers) -> None:
-        appends: list[Append] = []
-        for item in items:
-            match item:
-                case Finished():
-                    self._unstored.append(item)
-                case Append(epoch=self._epoch):
-                    appends.append(item)
-                case Append():
-                    answers.results.append((item.future, self._failure()))
+    def _is_urgent(self) -> bool:
+        return bool(self._queue or self._chores or self._is_closing)
+
+    def _write(self, appends: list[Append], answers: _Answers) -> None:
+        late = [append for append in appends if append.epoch != self._epoch]
+        answers.results += [(append.future, self._failure()) for append in late]
+        appends = [append for append in appends if append.epoch == self._epoch]
         if not appends and not self._unstored:
             return
         fault("journal.committing")
@@ -328,7 +338,7 @@ class JournalWriter:
         answers = _Answers()
         closed = JournalUnavailable("it is closed")
         with self._changed:
-            late = [item.future for item in self._queue if isinstance(item, Append)]
+            late = [append.future for append in self._queue]
             late += [upkeep.future for upkeep in self._chores]
         answers.results = [(future, closed) for future in late]
         self._tell(answers)
