@@ -191,28 +191,29 @@ class DaemonProcess:
             return False
 
 
-def prepare_daemon(folder: Path, **config: Any) -> DaemonProcess:
+def prepare_daemon(home: Path, /, **config: Any) -> DaemonProcess:
     """Write a configuration for a daemon; nothing is started. `config` replaces top fields."""
-    folder.mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    content = {
+    content: dict[str, Any] = {
         "listen": f"127.0.0.1:{port}",
         "web_listen": None,
-        "folder": str(folder / "state"),
+        "folder": str(home / "state"),
         "cycle_s": 1.0,
         "debounce_s": 0.002,
         "nodes": [{"name": "node", "cpus": 8, "memory_mib": 8192}],
         **config,
     }
-    path = folder / "lepton.yaml"
+    path = home / "lepton.yaml"
     path.write_text(yaml.safe_dump(content))
+    port = int(content["listen"].rpartition(":")[2])
     return DaemonProcess(folder=Path(content["folder"]), port=port, config_path=path)
 
 
 @contextmanager
-def running_daemon(folder: Path, **config: Any) -> Iterator[DaemonProcess]:
-    """Run a daemon on a free port with its state in `folder`."""
-    daemon = prepare_daemon(folder, **config)
+def running_daemon(home: Path, /, **config: Any) -> Iterator[DaemonProcess]:
+    """Run a daemon on a free port with its files in `home`."""
+    daemon = prepare_daemon(home, **config)
     try:
         daemon.start()
         yield daemon

@@ -151,7 +151,7 @@ class WatchHub:
 
     def _offer(self, change: _Change, record: JobRecord, *, is_eager: bool) -> None:
         event: _SharedEvent | None = None
-        for reader in self._readers:
+        for reader in tuple(self._readers):  # one that lags leaves
             if reader.filter.wants(change):
                 if event is None:
                     event = _SharedEvent(change, record)
