@@ -21,8 +21,10 @@ INLINE_WORK = 20_000
 """Waiting jobs times nodes up to which a decision takes a few ms and stays on the loop."""
 SHORTEST_WAIT_S = 0.02
 """Between decisions that time alone brings about."""
+PAUSE_PER_DECISION = 9.0
+"""Under load, deciding takes a tenth of the time at most: the rest is for requests."""
 LONGEST_PAUSE_S = 1.0
-"""Between decisions under load: they take half of the time at most, but stay frequent."""
+"""Between decisions under load, however long they take."""
 
 
 class Planner:
@@ -51,7 +53,7 @@ class Planner:
         except TimeoutError:
             pass
         else:
-            pause_s = min(self._took_s, LONGEST_PAUSE_S)
+            pause_s = min(self._took_s * PAUSE_PER_DECISION, LONGEST_PAUSE_S)
             await daemon.clock.sleep_s(max(daemon.config.debounce_s, pause_s))
         daemon.news.clear()
 

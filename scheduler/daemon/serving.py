@@ -6,6 +6,7 @@ raises what a bug raised, with nothing dumped. Which executor and policy is the 
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -42,6 +43,7 @@ async def run_daemon(daemon: Daemon, nodes: Sequence[Node], *, serve_rpc: ServeR
     is_sound = False
     try:
         await daemon.recover()
+        _spare_collector()
         housekeeping = Housekeeping(daemon, nodes)
         try:
             await housekeeping.register_nodes()
@@ -68,6 +70,16 @@ async def _background(daemon: Daemon, housekeeping: Housekeeping) -> AsyncIterat
         yield
         for task in running:
             task.cancel()
+
+
+def _spare_collector() -> None:
+    """Look for garbage less often: jobs live long, and hardly anything here is a cycle.
+
+    With Python's defaults a quarter of a submit's time goes into walking over all jobs.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 async def _until_failed(daemon: Daemon) -> None:
