@@ -9,6 +9,7 @@ step sees what the steps before it decided:
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,9 +35,10 @@ from scheduler.core.placement import (
 )
 from scheduler.core.plan import Cause, Eviction, Placement, Plan, Unplaced
 from scheduler.core.ports import Policy
-from scheduler.core.preemption import make_room
+from scheduler.core.preemption import Preemption
 from scheduler.core.reasons import why_not_yet, why_unplaced
-from scheduler.core.snapshot import PHASE_CODE, Snapshot
+from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
+from scheduler.core.starvation import Starving
 
 DRY_RUN_ID = JobId("dry-run")
 """The id of the hypothetical job in the plan of a dry run."""
@@ -53,17 +55,26 @@ def dry_run(snapshot: Snapshot, policy: Policy, spec: JobSpec) -> Plan:
     Its id in the plan is `DRY_RUN_ID`. An array counts as one element. Raises InvalidInput if
     the queue does not exist.
     """
-    last = max((int(s) for s in snapshot.jobs.sequence), default=0)
+    last = int(snapshot.jobs.sequence.max(initial=0))
     job = Job(id=DRY_RUN_ID, spec=spec, sequence=last + 1, submitted_at_s=snapshot.now_s)
-    return decide(snapshot.with_job(job), policy)
+    hypothesis = snapshot.with_job(job)
+    plan = decide(hypothesis, policy)
+    if not spec.suspended:
+        return plan
+    held = why_not_yet(hypothesis, len(hypothesis.jobs.jobs) - 1)
+    assert held is not None
+    return replace(plan, unplaced={**plan.unplaced, DRY_RUN_ID: held})
 
 
 def explain(snapshot: Snapshot, policy: Policy, job_id: JobId) -> Unplaced | None:
     """Return why a job waits, as of this snapshot; None if nothing holds it back."""
-    rows = [row for row, job in enumerate(snapshot.jobs.jobs) if job and job.id == job_id]
-    if rows and (reason := why_not_yet(snapshot, rows[0])) is not None:
-        return reason
-    return decide(snapshot, policy).unplaced.get(job_id)
+    jobs = snapshot.jobs
+    suspended = np.flatnonzero(jobs.phase == PHASE_CODE[JobPhase.SUSPENDED])
+    for row in [*snapshot.waiting_rows().tolist(), *suspended.tolist()]:
+        if snapshot.job_at(row).id == job_id:
+            not_yet = why_not_yet(snapshot, row)
+            return not_yet or decide(snapshot, policy).unplaced.get(job_id)
+    return None
 
 
 class _Cycle:
@@ -73,15 +84,23 @@ class _Cycle:
         self._snapshot = snapshot
         self._policy = policy
         self._draft = Draft(snapshot, policy.score)
+        self._preemption = Preemption(self._draft, policy.may_preempt)
         self._placements: list[Placement] = []
         self._evictions: list[Eviction] = []
         self._unplaced: dict[JobId, Unplaced] = {}
+        # Equal gangs fail alike, and what is free only shrinks within a cycle: what failed once
+        # is not tried again. Whether others may be stopped for it depends on who asks, too.
+        self._no_room: dict[int, Unplaced] = {}
+        self._no_hold: dict[int, int] = {}  # by gang: evictions when it could not be held
+        self._no_victims: set[tuple[int, int, int]] = set()
+        self._starving = Starving(self._draft, policy.patience_s)
+        self._without_room: list[int] = []  # job rows that only capacity holds back
 
     def run(self) -> Plan:
         self._stop_what_must_stop()
         waiting = self._snapshot.waiting_rows()
         may_start = self._snapshot.may_start(waiting)
-        self._serve(self._policy.order(self._snapshot, waiting[may_start]).tolist())
+        self._serve(self._policy.order(self._snapshot, waiting[may_start]))
         for row in waiting[~may_start].tolist():
             reason = why_not_yet(self._snapshot, row)
             assert reason is not None
@@ -96,52 +115,90 @@ class _Cycle:
 
     # Serving the waiting
 
-    def _serve(self, rows: list[int]) -> None:
-        snapshot = self._snapshot
-        jobs = snapshot.jobs
-        gangs = jobs.gang[rows].tolist()
-        is_pending = (jobs.phase[rows] == PHASE_CODE[JobPhase.PENDING]).tolist()
-        rights = list(
-            zip(gangs, jobs.queue[rows].tolist(), jobs.priority[rows].tolist(), strict=True)
+    def _serve(self, rows: Rows) -> None:
+        jobs = self._snapshot.jobs
+        rights = zip(
+            jobs.gang[rows].tolist(),
+            jobs.queue[rows].tolist(),
+            jobs.priority[rows].tolist(),
+            strict=True,
         )
-        # Equal gangs fail alike, and space only shrinks within a cycle: what failed once is
-        # not tried again. Whether others may be stopped for it depends on who asks, too.
-        no_room: dict[int, Unplaced] = {}
-        no_victims: set[tuple[int, int, int]] = set()
-        for row, gang, is_whole, right in zip(rows, gangs, is_pending, rights, strict=True):
-            if is_whole and gang in no_room and right in no_victims:
-                self._unplaced[jobs.jobs[row].id] = no_room[gang]  # type: ignore[union-attr]
+        is_pending = (jobs.phase[rows] == PHASE_CODE[JobPhase.PENDING]).tolist()
+        for row, right, is_whole in zip(rows.tolist(), rights, is_pending, strict=True):
+            if self._draft.is_ending[row]:
                 continue
-            wants = wants_of(snapshot, row)
-            reason = no_room.get(gang) if is_whole else None
-            if reason is None:
-                short = self._place(row, wants)
-                if short is None:
-                    continue
-                reason = why_unplaced(self._draft.now, short)
-                if is_whole:
-                    no_room[gang] = reason
-            if right not in no_victims and self._preempt(row, wants):
-                continue
-            if is_whole:
-                no_victims.add(right)
-            self._unplaced[snapshot.job_at(row).id] = reason
+            if not is_whole:
+                self._serve_service(row)
+            elif not self._is_hopeless(right):
+                self._serve_gang(row, right)
+            else:
+                self._leave(row, self._no_room[right[0]])
 
-    def _place(self, row: int, wants: tuple[Want, ...]) -> Shortfall | None:
-        """Start the job now or hold its place; return what was missing if neither works."""
+    def _is_hopeless(self, right: tuple[int, int, int]) -> bool:
+        gang = right[0]
+        has_failed = gang in self._no_room and right in self._no_victims
+        return has_failed and self._no_hold[gang] == len(self._evictions)
+
+    def _serve_gang(self, row: int, right: tuple[int, int, int]) -> None:
+        """Start a pending job, hold places for it, make room for it, or say why it waits."""
+        gang = right[0]
+        wants = wants_of(self._snapshot, row)
+        if gang not in self._no_room:
+            short = self._start(row, wants)
+            if short is None or self._hold(row, wants):
+                return
+            self._no_room[gang] = self._why(short)
+        elif self._no_hold[gang] < len(self._evictions) and self._hold(row, wants):
+            return
+        self._no_hold[gang] = len(self._evictions)
+        if right not in self._no_victims:
+            if self._preempt(row, wants):
+                return
+            self._no_victims.add(right)
+        self._leave(row, self._no_room[gang])
+        if self._starving.keep_places(row, wants):
+            # For those behind it there is less room now, for this reason.
+            self._no_room.clear()
+
+    def _serve_service(self, row: int) -> None:
+        """Replace what replicas a running service lacks, as far as they fit."""
+        wants = wants_of(self._snapshot, row)
+        short = self._start(row, wants)
+        if short is None or self._hold(row, wants):
+            return
+        reason = self._why(short)
+        if not self._preempt(row, wants):
+            self._unplaced[self._snapshot.job_at(row).id] = reason
+
+    def _leave(self, row: int, reason: Unplaced) -> None:
+        self._unplaced[self._snapshot.job_at(row).id] = reason
+        self._without_room.append(row)
+
+    def _why(self, short: Shortfall) -> Unplaced:
+        reason = why_unplaced(self._draft.now, short)
+        row = self._starving.row
+        if row is None:
+            return reason
+        kept = f"places are kept for job {self._snapshot.job_at(row).id}, which waits longest"
+        return replace(reason, detail=f"{reason.detail}; {kept}" if reason.detail else kept)
+
+    def _start(self, row: int, wants: tuple[Want, ...]) -> Shortfall | None:
+        """Start the job on what is free; return what was missing if it does not fit."""
         members = start_now(self._draft, wants)
-        if not isinstance(members, Shortfall):
-            self._placements.append(placement_of(self._snapshot, row, members))
-            return None
-        if self._draft.later is not None:
-            held = hold_later(self._draft, wants)
-            if not isinstance(held, Shortfall):
-                self._wait_for_release(row)
-                return None
-        return members
+        if isinstance(members, Shortfall):
+            return members
+        self._placements.append(placement_of(self._snapshot, row, members))
+        return None
+
+    def _hold(self, row: int, wants: tuple[Want, ...]) -> bool:
+        """Hold places that others are giving up; return whether they suffice."""
+        if self._draft.later is None or isinstance(hold_later(self._draft, wants), Shortfall):
+            return False
+        self._wait_for_release(row)
+        return True
 
     def _preempt(self, row: int, wants: tuple[Want, ...]) -> bool:
-        victims = make_room(self._draft, row, wants, self._policy.may_preempt)
+        victims = self._preemption.make_room(row, wants)
         job_id = self._snapshot.job_at(row).id
         for victim in victims:
             self._evict(
@@ -159,7 +216,11 @@ class _Cycle:
     # Stopping
 
     def _evict(self, row: int, tasks: Iterable[Task], cause: StopCause, why: str) -> None:
+        tasks = tuple(tasks)
         job = self._snapshot.job_at(row)
+        n_staying = sum(t.stop_cause is None for t in self._snapshot.jobs.tasks[row])
+        self._draft.is_evicted[row] = True
+        self._draft.is_ending[row] = len(tasks) == n_staying
         self._evictions.append(
             Eviction(
                 job_id=job.id,
@@ -179,7 +240,7 @@ class _Cycle:
         if not leaving:
             return
         for row in running.tolist():
-            if row not in self._draft.evicted:
+            if not self._draft.is_evicted[row]:
                 self._drain(row, leaving)
 
     def _nodes_to_leave(self) -> set[NodeName]:
@@ -225,13 +286,18 @@ class _Cycle:
         if asked:
             self._evict(row, asked, cause, why)
             self._draft.release(self._draft.open_later(), row, asked)
-            self._draft.evicted.add(row)
 
     def _wake_at_s(self) -> float | None:
         """Return the next moment at which time alone changes the decision."""
         snapshot, jobs = self._snapshot, self._snapshot.jobs
         waiting = snapshot.waiting_rows()
         running = snapshot.running_rows()
-        moments = np.concatenate([jobs.eligible_at_s[waiting], jobs.deadline_at_s[running]])
+        moments = np.concatenate(
+            [
+                jobs.eligible_at_s[waiting],
+                jobs.deadline_at_s[running],
+                self._starving.due_at_s(np.array(self._without_room, np.intp)),
+            ]
+        )
         ahead = moments[(moments > snapshot.now_s) & np.isfinite(moments)]
         return float(ahead.min()) if len(ahead) else None

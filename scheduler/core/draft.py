@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.core import capacity
-from scheduler.core.model import Shape, Task, TaskPhase
+from scheduler.core.model import MILLI, Shape, Task, TaskPhase
 from scheduler.core.ports import NodeScore
 from scheduler.core.snapshot import (
     CPU,
@@ -67,12 +67,21 @@ class Space:
         row = int(score.argmax())
         return None if score[row] == NO else row
 
+    def could_take(self, shape: Shape) -> BoolColumn:
+        """Return which nodes are open and could take such a task if they were empty enough."""
+        could: BoolColumn = self._open & self.nodes.static_fit(shape)
+        return could
+
+    def fits(self, row: int, shape: Shape) -> bool:
+        """Return whether the node could take one more such task now."""
+        return bool(self._scores(shape)[row] > NO)
+
     def n_fit(self, shape: Shape) -> int:
         """Return how many nodes could take one more such task now."""
         return int(np.count_nonzero(self._scores(shape) > NO))
 
     def room(self, shape: Shape) -> int:
-        """Return how many more such tasks fit by each resource alone: an upper bound."""
+        """Return how many more such tasks fit."""
         rows = np.flatnonzero(self._scores(shape) > NO)
         if not len(rows):
             return 0
@@ -86,6 +95,9 @@ class Space:
             copies = np.minimum(copies, free[:, GPUS] // shape.gpus)
         if shape.gpu_milli:
             per_device = self.nodes.device_free[rows] // shape.gpu_milli
+            memory_mib = self._memory_mib(shape, rows)
+            in_memory = self.nodes.device_memory_free[rows] // np.maximum(memory_mib, 1)
+            per_device = np.where(memory_mib, np.minimum(per_device, in_memory), per_device)
             copies = np.minimum(copies, per_device.sum(axis=1))
         # A shape that asks for nothing fits without end; the sum must not overflow.
         return int(np.minimum(copies, 1 << 40).sum())
@@ -135,7 +147,7 @@ class Space:
                 need=np.array(
                     [shape.cpu_milli, shape.memory_mib, shape.gpus, shape.gpu_milli], np.int64
                 ),
-                allowed=self._open & self.nodes.static_fit(shape),
+                allowed=self.could_take(shape),
                 score=np.full(len(self.nodes.nodes), NO),
                 n_seen=len(self._changed),
             )
@@ -157,13 +169,16 @@ class Space:
     def _has_fraction(self, shape: Shape, rows: Rows) -> BoolColumn:
         """Return where one device has both the fraction and the memory that goes with it."""
         nodes = self.nodes
-        memory_mib: IntColumn | int = shape.gpu_memory_mib
-        if not memory_mib:
-            memory_mib = nodes.device_memory_mib[rows, None] * shape.gpu_milli // 1000
         has_both = nodes.device_free[rows] >= shape.gpu_milli
-        has_both &= nodes.device_memory_free[rows] >= memory_mib
+        has_both &= nodes.device_memory_free[rows] >= self._memory_mib(shape, rows)
         fits: BoolColumn = np.logical_or.reduce(has_both, axis=1)
         return fits
+
+    def _memory_mib(self, shape: Shape, rows: Rows) -> IntColumn:
+        """Return the device memory that a fraction takes on each of the nodes, as a column."""
+        if shape.gpu_memory_mib:
+            return np.full((len(rows), 1), shape.gpu_memory_mib, np.int64)
+        return self.nodes.device_memory_mib[rows, None] * shape.gpu_milli // MILLI
 
 
 class Draft:
@@ -174,7 +189,9 @@ class Draft:
         self.now = Space(snapshot.nodes, score)
         self._score = score
         self._later: Space | None = None
-        self.evicted: set[int] = set()  # job rows whose tasks this draft asks to stop
+        # Job rows of which this draft asks some, or all, tasks to stop.
+        self.is_evicted = np.zeros(len(snapshot.jobs.jobs), np.bool_)
+        self.is_ending = np.zeros(len(snapshot.jobs.jobs), np.bool_)
         for row in np.flatnonzero(snapshot.jobs.n_stopping > 0):
             tasks = snapshot.jobs.tasks[row]
             stopping = [task for task in tasks if task.phase is TaskPhase.STOPPING]
@@ -190,6 +207,10 @@ class Draft:
         if self._later is None:
             self._later = Space(self.now.nodes, self._score)
         return self._later
+
+    def copy_of_later(self) -> Space:
+        """Return books that start as the later ones and that nobody else sees."""
+        return Space((self._later or self.now).nodes, self._score)
 
     def release(self, space: Space, row: int, tasks: Iterable[Task]) -> None:
         """Book the tasks of a job row as gone."""

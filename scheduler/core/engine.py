@@ -263,11 +263,10 @@ def _restore_job(state: ClusterState, dump: JobDump) -> None:
     record = JobRecord(**same, history=list(dump.history))
     live = [task for task in dump.tasks if not task.phase.is_final]
     record.tasks = {task.id: task for task in dump.tasks if task.phase.is_final}
-    n_unmet = sum(not is_ended(state, d.on) for d in dump.job.spec.dependencies)
-    for dependency in dump.job.spec.dependencies:
-        if not is_ended(state, dependency.on):
-            state.dependents.setdefault(dependency.on, []).append(record.id)
-    state.add_job(record, n_unmet)
+    waits_for = {d.on: None for d in dump.job.spec.dependencies if not is_ended(state, d.on)}
+    for target in waits_for:
+        state.dependents.setdefault(target, []).append(record.id)
+    state.add_job(record, len(waits_for))
     for task in live:
         state.bind(record, task)
     record.tasks = {task.id: task for task in dump.tasks}  # in their old order

@@ -307,7 +307,9 @@ class Lifecycle:
             for ended in self._count_outcome(record):
                 for waiting in self._state.dependents.pop(ended.job_id, ()):
                     dependent = self._state.records.get(waiting)
-                    if dependent is not None and not self._satisfy(dependent, ended):
+                    if dependent is None or dependent.phase.is_final:
+                        continue
+                    if not self._satisfy(dependent, ended):
                         if dependent.phase is JobPhase.PENDING:
                             dependent.waited_before_s += self._at_s - dependent.pending_since_s
                         self._move(dependent, JobPhase.CANCELLED, dependent.reason)
@@ -340,7 +342,7 @@ class Lifecycle:
             if not holds(dependency.kind, ended):
                 record.reason = f"its dependency {dependency.kind} {dependency.on} cannot hold"
                 return False
-            self._state.n_unmet[record.id] -= 1
+        self._state.n_unmet[record.id] -= 1
         self.publish(record)
         return True
 

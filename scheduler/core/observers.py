@@ -108,7 +108,7 @@ def _make_live(
     record.note(event.at_s, f"submitted by {event.submitter or 'unknown'}: {record.phase}")
     if array_id is not None:
         state.outcomes[job_id] = _no_outcome(job_id, 1)
-    waits_for = [d.on for d in spec.dependencies if not is_ended(state, d.on)]
+    waits_for = {d.on: None for d in spec.dependencies if not is_ended(state, d.on)}
     for target in waits_for:
         state.dependents.setdefault(target, []).append(job_id)
     state.add_job(record, len(waits_for))
@@ -280,7 +280,7 @@ def _removed(
     state: ClusterState, life: Lifecycle, changes: Changes, event: events.NodeRemoved
 ) -> None:
     _known_node(state, changes, event.name)
-    for task_id in list(state.tasks_on[event.name]):
+    for task_id in sorted(state.tasks_on[event.name]):
         record = state.records[task_id.job]
         life.task_ended(
             record,
@@ -349,6 +349,8 @@ def _plan_committed(
     for eviction in event.evictions:
         record = state.records.get(eviction.job_id)
         if record is None or record.phase is not JobPhase.RUNNING:
+            continue
+        if eviction.cause is StopCause.TIME_LIMIT and not state.is_overdue(record, event.at_s):
             continue
         live = [record.tasks[t] for t in eviction.tasks if t in record.tasks]
         asked = [t for t in live if t.phase in {TaskPhase.BOUND, TaskPhase.RUNNING}]
@@ -462,15 +464,15 @@ def _task_checkpointed(
 def _retention_passed(
     state: ClusterState, life: Lifecycle, changes: Changes, event: events.RetentionPassed
 ) -> None:
-    state.requests = {
-        key: request
-        for key, request in state.requests.items()
-        if request.at_s >= event.before_s
-    }
     state.outcomes = {
         job_id: outcome
         for job_id, outcome in state.outcomes.items()
         if outcome.n_ended < outcome.n_elements or outcome.ended_at_s >= event.before_s
+    }
+    state.requests = {
+        key: request
+        for key, request in state.requests.items()
+        if request.job_id in state.outcomes
     }
 
 

@@ -87,7 +87,20 @@ def place_gang(space: Space, wants: tuple[Want, ...]) -> list[Member] | Shortfal
             if spot is None:
                 break
             members.append(Member(want, index, spot))
-    return members or Shortfall(next(want for want in wants if want.may), 0)
+    return members or Shortfall(next((want for want in wants if want.may), wants[0]), 0)
+
+
+def could_place(space: Space, wants: tuple[Want, ...]) -> bool:
+    """Return whether `place_gang` would succeed; books nothing."""
+    musts = [want for want in wants if want.must]
+    if len(musts) == 1:
+        # Tasks of one shape do not get in each other's way: counting is exact, and faster.
+        return space.room(musts[0].shape) >= len(musts[0].must)
+    members = place_gang(space, wants)
+    if isinstance(members, Shortfall):
+        return False
+    undo(space, members)
+    return True
 
 
 def undo(space: Space, members: list[Member]) -> None:

@@ -40,11 +40,21 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeCount:
-    """So many nodes cannot take the task for this cause; `detail` is for people."""
+    """So many nodes cannot take the task for this cause; `detail` is for people.
+
+    It is what they do, in the plural: `lack 4 free GPUs`.
+    """
 
     cause: Cause
     n_nodes: int
     detail: str = ""
+
+    def clause(self) -> str:
+        """Return number and detail as people say them: `1 lacks ...`, `2 lack ...`."""
+        verb, _, rest = (self.detail or str(self.cause)).partition(" ")
+        if self.n_nodes == 1:
+            verb = {"are": "is", "have": "has", "lack": "lacks"}.get(verb, verb)
+        return f"{self.n_nodes} {verb} {rest}".rstrip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +76,8 @@ class Unplaced:
         """
         if not self.counts and not self.n_nodes:
             return self.detail or str(self.cause)
-        nodes = ", ".join(f"{c.n_nodes} {c.detail or c.cause}" for c in self.counts)
-        head = f"{self.n_fit} of {self.n_nodes} nodes"
+        nodes = ", ".join(count.clause() for count in self.counts)
+        head = f"{self.n_fit} of {self.n_nodes} node{'' if self.n_nodes == 1 else 's'}"
         line = f"{head}: {nodes}" if nodes else head
         return f"{self.detail}; {line}" if self.detail else line
 

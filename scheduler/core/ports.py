@@ -52,6 +52,9 @@ class Policy:
     order: Ordering
     may_preempt: PreemptionRule
     score: NodeScore
+    patience_s: float = 600.0
+    """How long a job that fits nowhere waits before places are kept for it, so that smaller
+    ones do not pass it by for ever. Backfill with reservations supersedes this."""
 
 
 class Executor(Protocol):

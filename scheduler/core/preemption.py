@@ -1,27 +1,30 @@
 """Making room: whom to stop so that a waiting gang fits, at the least lost work.
 
-Two ways are tried on the later books, and the cheaper one is kept: victims by rising cost until
-the gang fits (good for wide gangs), and, for a job of one task, the node where the cheapest
-set of victims suffices. Either is followed by a reprieve: from the dearest on, every victim
-that turns out not to be needed is spared. What does not help is never stopped.
+Victims are tried in the order of `holdings.exodus` until the gang fits on the later books, then
+reprieved: from the dearest on, every victim that turns out not to be needed is spared. For a
+job of one task the cheapest set on one node is then searched for exactly, within a budget.
+What does not help is never stopped.
 """
 
+import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from scheduler.core.draft import Draft, Space
-from scheduler.core.model import MILLI, Task
+from scheduler.core.holdings import Exodus, Holdings, exodus, holdings_of, least_cost
+from scheduler.core.model import MILLI, Shape, Task
 from scheduler.core.placement import (
-    Member,
     Shortfall,
     Want,
+    could_place,
     hold_later,
     place_gang,
     undo,
 )
 from scheduler.core.ports import PreemptionRule
-from scheduler.core.snapshot import CPU, GPUS, Rows, Snapshot
+from scheduler.core.snapshot import CPU, FloatColumn, Snapshot
 
 RESTART_S = 30.0
 """What a restart costs a job besides the work it lost: start-up and loading a checkpoint."""
@@ -29,8 +32,11 @@ RESTART_S = 30.0
 CPU_WEIGHT = 1 / 16
 """A CPU against a GPU when lost work is weighed (GPU nodes have about 16 CPUs a GPU)."""
 
-N_NODES_TRIED = 32
-"""Single nodes tried for a job of one task, the most promising first."""
+SETS_PER_NODE = 256
+"""Sets of victims tried on one node: all of eight, the tasks on a node of eight GPUs."""
+
+SETS_PER_CYCLE = 8_192
+"""Sets of victims tried in one cycle, about 0.3 s; then estimates have to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,151 +46,194 @@ class Victim:
     row: int
     tasks: tuple[Task, ...]
     cost_gpu_s: float
+    sequence: int  # breaks ties; rows are of no meaning outside one snapshot
 
 
-def make_room(
-    draft: Draft, row: int, wants: tuple[Want, ...], rule: PreemptionRule
-) -> list[Victim]:
-    """Stop the cheapest jobs that let the gang of `row` fit later, and hold its places.
+class Preemption:
+    """Whom the jobs of one cycle may stop, cheapest first, and the search among them."""
 
-    Returns the victims, booked as gone on the draft's later books, or none if no set helps.
-    """
-    snapshot = draft.snapshot
-    running = snapshot.running_rows()
-    fair_game = running[
-        snapshot.jobs.is_preemptible[running] & (snapshot.jobs.n_stopping[running] == 0)
-    ]
-    allowed = rule(snapshot, row, fair_game)
-    victims = [v for v in _by_cost(snapshot, allowed) if v.row not in draft.evicted]
-    if not victims:
-        return []
-    space = draft.open_later()
-    best = _prefix(draft, space, wants, victims)
-    if best is None:
-        return []
-    n_tasks = sum(len(want.must) or len(want.may) for want in wants)
-    if n_tasks == 1:
-        best = min([best, *_per_node(draft, space, wants, victims, best)], key=_total_cost)
-    for victim in best:
-        draft.release(space, victim.row, victim.tasks)
-        draft.evicted.add(victim.row)
-    held = hold_later(draft, wants)
-    assert not isinstance(held, Shortfall)
-    return best
+    def __init__(self, draft: Draft, rule: PreemptionRule) -> None:
+        self._draft = draft
+        self._rule = rule
+        self._n_sets_left = SETS_PER_CYCLE
+        snapshot = draft.snapshot
+        jobs, running = snapshot.jobs, snapshot.running_rows()
+        is_game = jobs.is_preemptible[running] & (jobs.n_stopping[running] == 0)
+        self._fair_game = running[is_game]
+        self._held: Holdings | None = None  # made when somebody asks
+        self._cost_gpu_s = np.zeros(0)
+
+    def make_room(self, row: int, wants: tuple[Want, ...]) -> list[Victim]:
+        """Stop the cheapest jobs that let the gang of `row` fit later, and hold its places.
+
+        Returns the victims, booked as gone on the draft's later books, or none if no set helps.
+        """
+        draft = self._draft
+        allowed = self._rule(draft.snapshot, row, self._fair_game)
+        allowed = allowed[~draft.is_evicted[allowed]]
+        if not len(allowed):
+            return []
+        is_allowed = np.zeros(len(draft.is_evicted), np.bool_)
+        is_allowed[allowed] = True
+        held = self._holdings().of(is_allowed)
+        space = draft.open_later()
+        best = self._fewest(space, wants, _order(held, space, wants))
+        if best is None:
+            return []
+        alone = _only_task(wants)
+        if alone is not None:
+            best = self._cheapest_on_one_node(space, alone, held, best)
+        for victim in best:
+            draft.release(space, victim.row, victim.tasks)
+        held_places = hold_later(draft, wants)
+        assert not isinstance(held_places, Shortfall)
+        return best
+
+    def _holdings(self) -> Holdings:
+        """Return what fair game holds: cheapest first, then lowest priority, then youngest."""
+        if self._held is None:
+            jobs = self._draft.snapshot.jobs
+            is_game = np.zeros(len(jobs.jobs), np.bool_)
+            is_game[self._fair_game] = True
+            held = holdings_of(self._draft.snapshot).of(is_game)
+            cost_gpu_s = _costs(self._draft.snapshot, held)
+            order = np.lexsort((-jobs.sequence, jobs.priority, cost_gpu_s))
+            rank = np.empty(len(order), np.intp)
+            rank[order] = np.arange(len(order))
+            self._held = held.ordered(rank, cost_gpu_s)
+            self._cost_gpu_s = cost_gpu_s
+        return self._held
+
+    def _victim(self, row: int) -> Victim:
+        jobs = self._draft.snapshot.jobs
+        cost_gpu_s = float(self._cost_gpu_s[row])
+        return Victim(row, jobs.tasks[row], cost_gpu_s, int(jobs.sequence[row]))
+
+    def _fewest(
+        self, space: Space, wants: tuple[Want, ...], order: Exodus | None
+    ) -> list[Victim] | None:
+        """Return the victims needed among the first that suffice; leave the books as found."""
+        if order is None:
+            return None
+        gone: list[Victim] = []
+        n_more = max(order.n_likely, 1)
+        while len(gone) < len(order.rows):
+            for row in order.rows[len(gone) : len(gone) + n_more]:
+                gone.append(self._victim(row))
+                self._draft.release(space, row, gone[-1].tasks)
+            if could_place(space, wants):
+                return self._reprieve(space, wants, gone)
+            n_more = len(gone)
+        for victim in gone:
+            self._draft.restore(space, victim.row, victim.tasks)
+        return None
+
+    def _reprieve(
+        self, space: Space, wants: tuple[Want, ...], gone: list[Victim]
+    ) -> list[Victim]:
+        """Spare whom the gang does not need, dearest first; leave the books as they were."""
+        draft, row_of = self._draft, space.nodes.row_of
+        members = place_gang(space, wants)
+        assert not isinstance(members, Shortfall)
+        used = {member.spot.row for member in members}
+        undo(space, members)
+        needed: list[Victim] = []
+        near: list[Victim] = []
+        for victim in gone:
+            if any(row_of[task.node] in used for task in victim.tasks):
+                near.append(victim)
+            else:
+                draft.restore(space, victim.row, victim.tasks)
+        for victim in sorted(near, key=lambda v: (-v.cost_gpu_s, v.sequence)):
+            draft.restore(space, victim.row, victim.tasks)
+            if not could_place(space, wants):
+                draft.release(space, victim.row, victim.tasks)
+                needed.append(victim)
+        for victim in needed:
+            draft.restore(space, victim.row, victim.tasks)
+        return needed
+
+    def _cheapest_on_one_node(
+        self, space: Space, shape: Shape, held: Holdings, best: list[Victim]
+    ) -> list[Victim]:
+        """Return the cheapest set that frees one node for a single task, `best` if none is."""
+        least = _total_cost(best)
+        nodes, bounds = least_cost(held, space, shape)
+        for node, bound in zip(nodes.tolist(), bounds.tolist(), strict=True):
+            if bound >= least or self._n_sets_left <= 0:
+                break
+            first, last = np.searchsorted(held.node, [node, node + 1])
+            there = [self._victim(row) for row in held.row[first:last].tolist()]
+            for victims in _by_total_cost(there, least):
+                self._n_sets_left -= 1
+                if self._would_fit(space, node, shape, victims):
+                    best, least = victims, _total_cost(victims)
+                    break
+        return best
+
+    def _would_fit(self, space: Space, node: int, shape: Shape, victims: list[Victim]) -> bool:
+        for victim in victims:
+            self._draft.release(space, victim.row, victim.tasks)
+        would_fit = space.fits(node, shape)
+        for victim in victims:
+            self._draft.restore(space, victim.row, victim.tasks)
+        return would_fit
 
 
 def _total_cost(victims: list[Victim]) -> float:
     return sum(victim.cost_gpu_s for victim in victims)
 
 
-def _by_cost(snapshot: Snapshot, rows: Rows) -> list[Victim]:
-    """Return the jobs as victims: cheapest first, then lowest priority, then youngest."""
+def _costs(snapshot: Snapshot, held: Holdings) -> FloatColumn:
+    """Return what stopping each job row costs: its width times the work lost, and a restart."""
     jobs = snapshot.jobs
-    cpu_milli = np.array(
-        [
-            sum(r.shape.cpu_milli * r.count for r in snapshot.gangs[jobs.gang[row]])
-            for row in rows
-        ],
-        np.float64,
-    )
-    width = (jobs.gpu_milli[rows] + CPU_WEIGHT * cpu_milli) / MILLI
-    cost_gpu_s = width * (snapshot.unsaved_s(rows) + RESTART_S)
-    order = np.lexsort((-jobs.sequence[rows], jobs.priority[rows], cost_gpu_s))
-    return [
-        Victim(int(rows[i]), jobs.tasks[rows[i]], float(cost_gpu_s[i])) for i in order.tolist()
-    ]
+    n_rows = len(jobs.jobs)
+    cpu_milli = np.bincount(held.row, held.amount[:, CPU], n_rows)
+    width = (jobs.gpu_milli + CPU_WEIGHT * cpu_milli) / MILLI
+    cost_gpu_s = np.zeros(n_rows)
+    rows = np.unique(held.row)
+    cost_gpu_s[rows] = width[rows] * (snapshot.unsaved_s(rows) + RESTART_S)
+    return cost_gpu_s
 
 
-def _prefix(
-    draft: Draft, space: Space, wants: tuple[Want, ...], victims: list[Victim]
-) -> list[Victim] | None:
-    """Return the victims needed among the first ones that suffice; leave the books as found."""
-    gone: list[Victim] = []
-    members: list[Member] | Shortfall = Shortfall(wants[0], 0)
-    step = 1
-    while isinstance(members, Shortfall) and len(gone) < len(victims):
-        for victim in victims[len(gone) : len(gone) + step]:
-            draft.release(space, victim.row, victim.tasks)
-            gone.append(victim)
-        members = place_gang(space, wants)
-        step *= 2
-    if not isinstance(members, Shortfall):
-        return _reprieve(draft, space, wants, gone, members)
-    for victim in gone:
-        draft.restore(space, victim.row, victim.tasks)
-    return None
-
-
-def _reprieve(
-    draft: Draft,
-    space: Space,
-    wants: tuple[Want, ...],
-    gone: list[Victim],
-    members: list[Member],
-) -> list[Victim]:
-    """Spare whom the gang does not need, dearest first; leave the books as before `gone`."""
-    nodes = space.nodes
-    used = {member.spot.row for member in members}
-    undo(space, members)
-    needed: list[Victim] = []
-    near: list[Victim] = []
-    for victim in gone:
-        if any(nodes.row_of[task.node] in used for task in victim.tasks):
-            near.append(victim)
+def _order(held: Holdings, space: Space, wants: tuple[Want, ...]) -> Exodus | None:
+    """Return in which order victims go for the gang, role by role; None: it cannot fit."""
+    likely: dict[int, None] = {}
+    others: dict[int, None] = {}
+    is_gang = any(want.must for want in wants)
+    for want in wants:
+        n_wanted = len(want.must) if is_gang else min(len(want.may), 1)
+        if not n_wanted:
+            continue
+        order = exodus(held, space, want.shape, n_wanted)
+        if order is None:
+            if is_gang:
+                return None
         else:
-            draft.restore(space, victim.row, victim.tasks)
-    for victim in sorted(near, key=lambda v: (-v.cost_gpu_s, v.row)):
-        draft.restore(space, victim.row, victim.tasks)
-        again = place_gang(space, wants)
-        if isinstance(again, Shortfall):
-            draft.release(space, victim.row, victim.tasks)
-            needed.append(victim)
-        else:
-            undo(space, again)
-    for victim in needed:
-        draft.restore(space, victim.row, victim.tasks)
-    return needed
+            likely |= dict.fromkeys(order.rows[: order.n_likely])
+            others |= dict.fromkeys(order.rows)
+    return Exodus(list(likely | others), len(likely))
 
 
-def _per_node(
-    draft: Draft,
-    space: Space,
-    wants: tuple[Want, ...],
-    victims: list[Victim],
-    best: list[Victim],
-) -> list[list[Victim]]:
-    """Return sets of victims that each free one node for a single task, cheaper than `best`."""
-    on_node: dict[int, list[Victim]] = {}
-    for victim in victims:
-        for node_row in {space.nodes.row_of[task.node] for task in victim.tasks}:
-            on_node.setdefault(node_row, []).append(victim)
-    bound = _total_cost(best)
-    promising = sorted(
-        (cost, node_row)
-        for node_row, there in on_node.items()
-        if (cost := _least_cost(space, wants, node_row, there)) < bound
-    )
-    found = []
-    for cost, node_row in promising[:N_NODES_TRIED]:
-        if cost >= bound:
-            break
-        there = sorted(on_node[node_row], key=lambda v: (v.cost_gpu_s, v.row))
-        needed = _prefix(draft, space, wants, there)
-        if needed is not None and _total_cost(needed) < bound:
-            bound = _total_cost(needed)
-            found.append(needed)
-    return found
+def _only_task(wants: tuple[Want, ...]) -> Shape | None:
+    """Return the shape of a job of one task, or of a service that lacks one replica."""
+    n_tasks = sum(len(want.must) or len(want.may) for want in wants)
+    if n_tasks != 1:
+        return None
+    return next(want.shape for want in wants if want.must or want.may)
 
 
-def _least_cost(
-    space: Space, wants: tuple[Want, ...], node_row: int, there: list[Victim]
-) -> float:
-    """Return a lower bound of what freeing the node for one task costs, or infinity."""
-    shape = next(want.shape for want in wants if want.must or want.may)
-    if not space.nodes.static_fit(shape)[node_row]:
-        return float("inf")
-    need_gpu_milli = shape.gpus * MILLI - int(space.nodes.free[node_row, GPUS]) * MILLI
-    need_cpu_milli = shape.cpu_milli - int(space.nodes.free[node_row, CPU])
-    if need_gpu_milli <= 0 and need_cpu_milli <= 0:
-        return 0.0
-    return min(victim.cost_gpu_s for victim in there)
+def _by_total_cost(victims: list[Victim], below_gpu_s: float) -> Iterator[list[Victim]]:
+    """Yield sets of victims, cheapest first, while they cost less than that."""
+    victims = sorted(victims, key=lambda v: (v.cost_gpu_s, v.sequence))
+    costs = [victim.cost_gpu_s for victim in victims]
+    heap: list[tuple[float, tuple[int, ...]]] = [(costs[0], (0,))]
+    for _ in range(SETS_PER_NODE):
+        if not heap or heap[0][0] >= below_gpu_s:
+            return
+        cost, chosen = heapq.heappop(heap)
+        yield [victims[i] for i in chosen]
+        last = chosen[-1] + 1
+        if last < len(victims):
+            heapq.heappush(heap, (cost + costs[last], (*chosen, last)))
+            heapq.heappush(heap, (cost - costs[last - 1] + costs[last], (*chosen[:-1], last)))

@@ -203,6 +203,8 @@ class JobColumns:
     eligible_at_s: FloatColumn
     started_at_s: FloatColumn  # of this attempt
     checkpoint_at_s: FloatColumn  # of this attempt; 0: none
+    checkpoint_interval_s: FloatColumn  # 0: keeps no checkpoints
+    pending_since_s: FloatColumn
     deadline_at_s: FloatColumn  # end of the time limit; inf: none
 
     @classmethod
@@ -246,6 +248,8 @@ _JOB_DTYPES: Mapping[str, type[np.generic]] = {
     "eligible_at_s": np.float64,
     "started_at_s": np.float64,
     "checkpoint_at_s": np.float64,
+    "checkpoint_interval_s": np.float64,
+    "pending_since_s": np.float64,
     "deadline_at_s": np.float64,
 }
 
@@ -281,8 +285,9 @@ class Snapshot:
         return ready
 
     def running_rows(self) -> Rows:
-        """Return the jobs with live tasks that were not all asked to stop."""
-        return np.flatnonzero(self.jobs.phase == PHASE_CODE[JobPhase.RUNNING])
+        """Return the jobs with live tasks that were not all asked to stop, as they arrived."""
+        rows = np.flatnonzero(self.jobs.phase == PHASE_CODE[JobPhase.RUNNING])
+        return rows[np.argsort(self.jobs.sequence[rows])]
 
     def job_at(self, row: int) -> Job:
         """Return the job of a row in use."""
@@ -299,9 +304,7 @@ class Snapshot:
         jobs = self.jobs
         saved_at_s = np.maximum(jobs.started_at_s[rows], jobs.checkpoint_at_s[rows])
         unsaved_s = np.maximum(self.now_s - saved_at_s, 0.0)
-        intervals_s = np.array(
-            [self.job_at(row).spec.checkpoint_interval_s for row in rows], np.float64
-        )
+        intervals_s = jobs.checkpoint_interval_s[rows]
         keeps = intervals_s > 0
         return np.where(keeps, np.fmod(unsaved_s, np.where(keeps, intervals_s, 1.0)), unsaved_s)
 
@@ -318,10 +321,16 @@ class Snapshot:
         jobs.jobs[row] = job
         jobs.queue[row] = queue
         jobs.gang[row] = len(self.gangs)
-        jobs.phase[row] = PHASE_CODE[JobPhase.PENDING]
+        phase = JobPhase.SUSPENDED if job.spec.suspended else JobPhase.PENDING
+        jobs.phase[row] = PHASE_CODE[phase]
+        targets = {dependency.on for dependency in job.spec.dependencies}
+        if targets:
+            live = {id_ for j in self.jobs.jobs if j for id_ in (j.id, j.array_id)}
+            jobs.n_unmet[row] = len(targets & live)
         jobs.sequence[row] = job.sequence
         jobs.priority[row] = job.spec.priority
         jobs.submitted_at_s[row] = job.submitted_at_s
+        jobs.pending_since_s[row] = job.submitted_at_s
         jobs.eligible_at_s[row] = job.spec.start_after_s
         jobs.deadline_at_s[row] = NEVER_S
         jobs.is_preemptible[row] = job.spec.preemptible

@@ -130,6 +130,7 @@ class ClusterState:
         jobs.jobs[row] = job
         jobs.priority[row] = job.spec.priority
         jobs.is_preemptible[row] = job.spec.preemptible
+        jobs.checkpoint_interval_s[row] = job.spec.checkpoint_interval_s
         jobs.queue[row] = self.queue_number[job.spec.queue]
         gang = gang_of(job)
         number = self._gang_number.setdefault(gang, len(self._gangs))
@@ -151,6 +152,7 @@ class ClusterState:
         jobs.n_stopping[row] = sum(t.phase is TaskPhase.STOPPING for t in live)
         jobs.gpu_milli[row] = record.held_gpu_milli() if live else 0
         jobs.eligible_at_s[row] = record.eligible_at_s
+        jobs.pending_since_s[row] = record.pending_since_s
         jobs.started_at_s[row] = record.last_started_at_s
         jobs.checkpoint_at_s[row] = record.checkpoint_at_s
         jobs.deadline_at_s[row] = (
@@ -158,6 +160,10 @@ class ClusterState:
             if is_running and spec.time_limit_s
             else NEVER_S
         )
+
+    def is_overdue(self, record: JobRecord, at_s: float) -> bool:
+        """Return whether a running job is at its time limit."""
+        return bool(self._job_table.deadline_at_s[self._row_of[record.id]] <= at_s)
 
     def drop_job(self, record: JobRecord) -> None:
         """Forget a job that has ended, but for its outcome."""
