@@ -6,15 +6,18 @@ journal too, with who asked: this log adds what was refused, in a form for peopl
 """
 
 import asyncio
-import json
 import logging
 import os
 from collections import deque
 from pathlib import Path
 
+import msgspec
+
 from scheduler.clock import Clock
 
 log = logging.getLogger(__name__)
+
+_ENCODER = msgspec.json.Encoder()
 
 FLUSH_EVERY_S = 0.1
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -80,12 +83,12 @@ class AuditLog:
         return lines
 
     def _write(self, lines: list[dict[str, object]]) -> None:
-        data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        data = _ENCODER.encode_lines(lines)
         try:
             self._rotate_if_full()
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             with open(descriptor, "ab") as file:
-                file.write(data.encode(errors="replace"))
+                file.write(data)
         except OSError as error:
             log.error("lost %d lines of the audit log: %s", len(lines), error)  # noqa: TRY400
 

@@ -8,6 +8,7 @@ case is straight-line code.
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 from scheduler.core.errors import InvalidInput
 from scheduler.core.model import (
@@ -44,6 +45,7 @@ DEFAULT_ROLE = "worker"
 DEFAULT_CPU_MILLI = 1_000
 DEFAULT_GRACE_S = 30.0
 DEFAULT_BACKOFF_S = 10.0
+MAX_SHARED_BYTES = 1_024
 
 _KINDS = {
     cluster_pb2.JOB_KIND_UNSPECIFIED: JobKind.TRAINING,
@@ -159,7 +161,7 @@ def _role(message: cluster_pb2.Role, limits: Limits) -> Role:
     except InvalidInput as error:
         raise within("launch", error) from None
     try:
-        shape = _shape(message.shape, limits)
+        shape = _shared_shape(message.shape, limits)
     except InvalidInput as error:
         raise within("shape", error) from None
     return Role(
@@ -207,6 +209,19 @@ def _env(env: Mapping[str, str], limits: Limits) -> tuple[tuple[str, str], ...]:
     if n_bytes > limits.max_env_bytes:
         raise InvalidInput("env", f"must be at most {limits.max_env_bytes} bytes")
     return tuple(sorted(env.items()))
+
+
+def _shared_shape(message: cluster_pb2.Shape, limits: Limits) -> Shape:
+    """Return one shape for all tasks that ask for the same: most jobs are alike in that."""
+    data = message.SerializeToString(deterministic=True)
+    if len(data) > MAX_SHARED_BYTES:
+        return _shape(message, limits)
+    return _known_shape(data, limits)
+
+
+@lru_cache(maxsize=4_096)
+def _known_shape(data: bytes, limits: Limits) -> Shape:
+    return _shape(cluster_pb2.Shape.FromString(data), limits)
 
 
 def _shape(message: cluster_pb2.Shape, limits: Limits) -> Shape:

@@ -16,7 +16,7 @@ from scheduler.core.errors import InvalidInput
 YEAR_S = 366 * 24 * 3600.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # a daemon has one: hashed fast
 class Limits:
     """Bounds of one request, or of all of them. Generous for people, finite for the daemon."""
 
