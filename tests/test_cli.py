@@ -476,15 +476,24 @@ def test_explain_exits_with_2_for_what_cannot_be_placed(cluster: FakeCluster):
         job_id="17",
         phase=pb.JOB_PHASE_PENDING,
         cause="gpus",
-        sentence="0 of 12 nodes: 12 lack 4 free GPUs",
-        counts=[pb.NodeCount(cause="gpus", n_nodes=12, detail="lack 4 free GPUs")],
+        sentence="room for 1 of 4 tasks; 1 of 13 nodes: 11 lack 4 free GPUs, 1 are down",
+        n_nodes=13,
+        n_fit=1,
+        counts=[
+            pb.NodeCount(cause="gpus", n_nodes=11, detail="lack 4 free GPUs"),
+            pb.NodeCount(cause="node_down", n_nodes=1, detail="are down"),
+        ],
         history=["1700000000.250 submitted"],
     )
 
     result = lepton("explain", "17", cluster=cluster)
 
     assert result.exit_code == 2
-    assert "Job 17 is pending: 0 of 12 nodes: 12 lack 4 free GPUs" in result.stdout
+    assert result.stdout.splitlines()[:3] == [
+        "Job 17 is pending: room for 1 of 4 tasks; 1 of 13 nodes fit",
+        "      11 lack 4 free GPUs",
+        "       1 is down",
+    ]
     assert "submitted" in result.stdout
 
 

@@ -169,29 +169,35 @@ def _queue_row(queue: pb.Queue) -> Row:
 def explanation_lines(told: pb.Explanation, now_s: float) -> list[str]:
     """Return why a job waits, until when, and what happened to it so far."""
     cell = phase_cell(told.phase)
-    head = f"Job {told.job_id}" if told.job_id else "It"
-    lines = [f"{head} is {styled(cell.text, cell.style)}" + _sentence(told)]
+    sentence = _head(told)
+    if sentence.startswith("it is "):
+        lines = [f"Job {told.job_id} {sentence.removeprefix('it ')}"]
+    else:
+        tail = f": {sentence}" if sentence else "."
+        lines = [f"Job {told.job_id} is {styled(cell.text, cell.style)}{tail}"]
     lines.extend(_why_lines(told, now_s))
     if told.history:
         lines += ["", styled("So far:", "bold"), *_history_lines(told.history, now_s)]
     return lines
 
 
+def _head(told: pb.Explanation) -> str:
+    """Return the sentence without the counts, which stand below it one by one."""
+    head, nodes, counts = told.sentence.rpartition(f"{told.n_fit} of {told.n_nodes} nodes: ")
+    return f"{head}{nodes}".rstrip(": ") + " fit" if counts and told.counts else told.sentence
+
+
 def _why_lines(told: pb.Explanation, now_s: float) -> list[str]:
-    counts = (f"  {_count_text(count)}" for count in told.counts)
+    counts = (f"  {count.n_nodes:>6} {_count_text(count)}" for count in told.counts)
     return [*counts, *_outlook(told, now_s)]
 
 
 def _count_text(count: pb.NodeCount) -> str:
-    nodes = "node" if count.n_nodes == 1 else "nodes"
-    return f"{count.n_nodes:>6} {nodes} {count.detail or count.cause}"
-
-
-def _sentence(told: pb.Explanation) -> str:
-    if not told.sentence:
-        return "."
-    role = f" role {told.role}:" if told.role else ""
-    return f":{role} {told.sentence}"
+    """Return `lack 4 free GPUs`, or `lacks 4 free GPUs` for one node."""
+    verb, _, rest = (count.detail or count.cause).partition(" ")
+    if count.n_nodes == 1:
+        verb = {"have": "has", "lack": "lacks", "are": "is", "do": "does"}.get(verb, verb)
+    return f"{verb} {rest}".rstrip()
 
 
 def _outlook(told: pb.Explanation, now_s: float) -> Iterator[str]:
@@ -222,7 +228,7 @@ def dry_run_lines(
     when = f"once {first} ended, if nothing else changes" if first else "now"
     if not answer.starts_now:
         told = answer.explanation
-        return [f"{spec.name} would wait{_sentence(told)}", *_why_lines(told, now_s)]
+        return [f"{spec.name} would wait: {_head(told)}", *_why_lines(told, now_s)]
     lines = [f"{spec.name} would start {when}:"]
     lines.extend(f"  {_placement_text(task)}" for task in answer.tasks)
     if answer.preempts_job_ids:
@@ -231,7 +237,8 @@ def dry_run_lines(
 
 
 def _placement_text(task: pb.Task) -> str:
-    devices = f", GPU {','.join(map(str, task.devices))}" if task.devices else ""
+    unit = "GPU" if len(task.devices) == 1 else "GPUs"
+    devices = f", {unit} {','.join(map(str, task.devices))}" if task.devices else ""
     return f"{task.role}-{task.index} on {task.node}{devices}"
 
 

@@ -143,9 +143,9 @@ def command_error(error: ClientError, server: str) -> CommandError:
             error.message, hint="`lepton info` says for whom the daemon takes you."
         )
     if code is grpc.StatusCode.NOT_FOUND:
-        return CommandError(
-            error.message, hint="See `lepton jobs --all`, `lepton nodes` or `lepton queues`."
-        )
+        known = {"node": "lepton nodes", "queue": "lepton queues"}
+        verb = next((known[w] for w in known if w in error.message), "lepton jobs --all")
+        return CommandError(error.message, hint=f"`{verb}` lists what there is.")
     field = f"{error.field}: " if error.field and error.field not in error.message else ""
     return CommandError(f"{field}{error.message}")
 

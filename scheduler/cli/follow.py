@@ -137,13 +137,14 @@ def _teller(note: Callable[[str], None]) -> "Callable[[pb.Job | None, pb.Job], N
 
 
 def _tail(job: "pb.Job") -> str:
-    from scheduler.cli.job_views import FINAL_PHASES, where_or_why
+    from scheduler.cli.job_views import FINAL_PHASES, live_nodes
 
     if job.phase in FINAL_PHASES:
         after = f" after {duration_text(job.ran_s)}" if job.first_started_at_s else ""
         return after + (f": {job.reason}" if job.reason else "")
-    tail = where_or_why(job, job.submitted_at_s)
-    return f" {tail}" if tail else ""
+    if nodes := live_nodes(job):
+        return f" on {','.join(nodes)}"
+    return f": {job.reason}" if job.reason else ""
 
 
 def finish(settings: Settings, jobs: "Sequence[pb.Job]", *, is_printed: bool = True) -> None:

@@ -41,10 +41,10 @@ _DAY_S = 24 * 3600.0
 JOB_COLUMNS = (
     Column(title="ID"),
     Column(title="NAME", is_flexible=True),
-    Column(title="QUEUE", is_flexible=True),
+    Column(title="QUEUE", is_flexible=True, may_go=True),
     Column(title="USER", is_wide=True),
     Column(title="KIND", is_wide=True),
-    Column(title="PRIO", is_number=True),
+    Column(title="PRIO", is_number=True, may_go=True),
     Column(title="PHASE"),
     Column(title="TASKS", is_number=True),
     Column(title="GPUS", is_number=True),
@@ -130,10 +130,14 @@ def _count(role: pb.Role) -> int:
     return role.count if role.HasField("count") else 1
 
 
+def live_nodes(job: pb.Job) -> list[str]:
+    """Return the nodes that the job is on now, each once."""
+    return list(dict.fromkeys(task.node for task in job.tasks if task.phase in _LIVE_TASKS))
+
+
 def where_or_why(job: pb.Job, now_s: float) -> str:
     """Return the nodes of a job that runs, else why it waits or how it ended."""
-    nodes = list(dict.fromkeys(task.node for task in job.tasks if task.phase in _LIVE_TASKS))
-    if nodes:
+    if nodes := live_nodes(job):
         return ",".join(nodes)
     if job.phase not in FINAL_PHASES and job.expected_start_at_s > now_s:
         start = f"starts in about {duration_text(job.expected_start_at_s - now_s)}"

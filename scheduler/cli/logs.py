@@ -83,6 +83,8 @@ def logs(
             await follow_job(client, request, printer)
         else:
             await _print_stream(client, request, printer)
+        if not printer.written:
+            await _say_nothing_there(client, request.job_id)
 
     try:
         run(settings, work)
@@ -166,6 +168,15 @@ async def _print_stream(
             request.tail_lines = 0  # where the tail began is not known any more
         else:
             printer.begin_again()
+
+
+async def _say_nothing_there(client: "Client", job_id: str) -> None:
+    from scheduler.cli.job_views import phase_word
+    from scheduler.cli.terminal import note
+
+    job = (await client.members(job_id))[0]
+    reason = f": {job.reason}" if job.reason else ""
+    note(f"Nothing is written. Job {job.id} is {phase_word(job.phase)}{reason}", "dim")
 
 
 async def _wait_for_daemon(client: "Client") -> None:

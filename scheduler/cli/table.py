@@ -1,17 +1,19 @@
 """Tables as kubectl and squeue print them: columns of text, no lines drawn.
 
-A pipe gets every cell whole; a terminal gets lines of its width, by shortening the columns
-that may be shortened, the widest first. Cells are `Cell`s or plain strings.
+A pipe gets every cell whole; a terminal gets lines of its width, by shortening columns, the
+widest first, and by leaving out some that say the same in every row.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduler.cli.terminal import styled
 
 GAP = "  "
 NARROWEST = 8
+COMFORTABLE = 24
+"""Before flexible columns get narrower than this, columns that say nothing new go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +24,7 @@ class Column:
     is_number: bool = False  # to the right
     is_flexible: bool = False  # may be shortened on a terminal
     is_wide: bool = False  # only with -o wide
+    may_go: bool = False  # on a narrow terminal, if it says the same in every row
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +43,41 @@ def table_lines(
 ) -> list[str]:
     """Return the header and a line for each row; rows have a cell for every column."""
     shown = [i for i, column in enumerate(columns) if is_wide or not column.is_wide]
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    widths = {
+        i: max([len(columns[i].title), *(_width(row[i].text) for row in cells)]) for i in shown
+    }
+    if width is not None and not is_wide:
+        shown = _fitting(columns, shown, cells, widths=widths, width=width)
+        _shorten(columns, shown, widths, width=width)
     picked = [columns[i] for i in shown]
-    cells = [[_cell(row[i]) for i in shown] for row in rows]
-    widths = [
-        max([len(column.title), *(_width(row[i].text) for row in cells)])
-        for i, column in enumerate(picked)
-    ]
-    if width is not None:
-        widths = _fitted(picked, widths, width)
     header = [Cell(column.title, "bold") for column in picked]
-    return [_line(picked, row, widths) for row in [header, *cells]]
+    body = [[row[i] for i in shown] for row in cells]
+    return [_line(picked, row, [widths[i] for i in shown]) for row in [header, *body]]
+
+
+def _fitting(
+    columns: Sequence[Column],
+    shown: Sequence[int],
+    cells: Sequence[Sequence[Cell]],
+    *,
+    widths: Mapping[int, int],
+    width: int,
+) -> list[int]:
+    """Return the columns without those that may go, as far as there are too many."""
+    kept = list(shown)
+    widths = {
+        i: min(widths[i], COMFORTABLE) if columns[i].is_flexible else widths[i] for i in shown
+    }
+    for i in shown:
+        is_same = len({row[i].text for row in cells}) <= 1
+        if columns[i].may_go and is_same and _total(kept, widths) > width:
+            kept.remove(i)
+    return kept
+
+
+def _total(shown: Sequence[int], widths: Mapping[int, int]) -> int:
+    return sum(widths[i] for i in shown) + len(GAP) * (len(shown) - 1)
 
 
 def _cell(value: Cell | str) -> Cell:
@@ -72,18 +100,18 @@ def _line(columns: Sequence[Column], row: Sequence[Cell], widths: Sequence[int])
     return GAP.join(parts).rstrip()
 
 
-def _fitted(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
+def _shorten(
+    columns: Sequence[Column], shown: Sequence[int], widths: dict[int, int], *, width: int
+) -> None:
     """Take what is too much from the widest flexible column, then from the next."""
-    fitted = list(widths)
-    excess = sum(fitted) + len(GAP) * (len(fitted) - 1) - width
-    flexible = [i for i, column in enumerate(columns) if column.is_flexible]
+    excess = _total(shown, widths) - width
+    flexible = [i for i in shown if columns[i].is_flexible]
     while excess > 0:
-        widest = max(flexible, key=lambda i: fitted[i], default=None)
-        if widest is None or fitted[widest] <= NARROWEST:
+        widest = max(flexible, key=lambda i: widths[i], default=None)
+        if widest is None or widths[widest] <= NARROWEST:
             break
-        fitted[widest] -= 1
+        widths[widest] -= 1
         excess -= 1
-    return fitted
 
 
 def _shortened(text: str, width: int) -> str:

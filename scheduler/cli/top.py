@@ -165,9 +165,9 @@ def _summary_lines(view: View) -> list[str]:
         sum(node.memory_mib_free for node in up_nodes),
     )
     head = (
-        f"lepton {info.version}, up {duration_text(info.now_s - info.started_at_s)}, "
-        f"policy {info.policy}, {len(up_nodes)} of {len(view.nodes)} nodes up, "
-        f"{info.n_running} jobs running, {info.n_pending} waiting"
+        f"lepton {info.version}  up {duration_text(info.now_s - info.started_at_s)}  "
+        f"policy {info.policy}  {len(up_nodes)}/{len(view.nodes)} nodes up  "
+        f"{info.n_running} running, {info.n_pending} waiting"
     )
     lines = [styled(head, "bold")]
     if info.is_degraded:
