@@ -9,6 +9,7 @@ moves to a leaf of its own. Where any of it is not permitted, tasks run without,
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ CONTROLLERS = ("cpu", "memory", "pids")
 _LEAF = "lepton-daemon"
 _TASKS = "lepton-tasks"
 _PERIOD_US = 100_000
+_LEAST_QUOTA_US = 1_000  # the kernel refuses less
 _BYTES_PER_MIB = 1 << 20
 
 
@@ -48,12 +50,29 @@ class CgroupTree:
             return ""
         return str(group)
 
+    def remove_group(self, name: str) -> bool:
+        """Kill what is in a group and remove it; return whether it is gone."""
+        if self.folder is None:
+            return True
+        group = self.folder / name
+        with contextlib.suppress(OSError):
+            _write(group / "cgroup.kill", "1")
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        return not group.exists()
+
+
+def group_name(folder: Path) -> str:
+    """Return the name of a task's group: unique on the machine, as its folder is."""
+    return hashlib.sha256(os.fspath(folder).encode(errors="surrogateescape")).hexdigest()[:24]
+
 
 def limits(shape: Shape, *, max_pids: int = 0) -> dict[str, str]:
     """Return what to write to which file of a group."""
     files = {}
     if shape.cpu_milli:
-        files["cpu.max"] = f"{shape.cpu_milli * _PERIOD_US // MILLI} {_PERIOD_US}"
+        quota_us = max(_LEAST_QUOTA_US, shape.cpu_milli * _PERIOD_US // MILLI)
+        files["cpu.max"] = f"{quota_us} {_PERIOD_US}"
     if shape.memory_mib:
         files["memory.max"] = str(shape.memory_mib * _BYTES_PER_MIB)
         files["memory.oom.group"] = "1"
@@ -120,8 +139,7 @@ def _enable(group: Path, controllers: tuple[str, ...]) -> None:
 
 
 def _write(path: Path, value: str) -> None:
-    with open(path, "w") as file:  # no O_CREAT would do either: these files are there
-        file.write(value)
+    path.write_text(value)
 
 
 def _lines(path: Path) -> list[str]:

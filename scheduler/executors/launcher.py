@@ -4,16 +4,15 @@
 is safe to repeat: only the fork server's datagram starts anything, and only under the lock.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scheduler.core.model import JobId, Node, NodeName, TaskId
+from scheduler.core.model import JobId, Node, NodeName
 from scheduler.core.plan import Start
 from scheduler.executors.accounts import Account, account_for
-from scheduler.executors.cgroups import CgroupTree
+from scheduler.executors.cgroups import CgroupTree, group_name
 from scheduler.executors.environment import base_environment, task_environment
 from scheduler.executors.gangs import Gang, Ports, form_gang, read_gang
 from scheduler.executors.local_settings import LocalSettings
@@ -76,7 +75,7 @@ class Launcher:
             unix_users=self._settings.unix_users,
             local_user=self._settings.local_user,
         )
-        order = self._order(start, gang, account)
+        self._check_node(start)
         folder = self._make_folders(start, account)
         fault("executor.folder_made")
         lock_fd = self._folders.take_lock(start.task.id)
@@ -87,6 +86,7 @@ class Launcher:
             fault("executor.locked")
             found = self._folders.read(start.task.id, is_free=True)
             if found.case is Case.NEVER_STARTED:
+                order = self._order(start, gang, account)
                 write_file(folder / "order.json", json.dumps(order).encode())
                 fault("executor.ordered")
                 self._spawner.send(folder, lock_fd, reply_write)
@@ -99,11 +99,6 @@ class Launcher:
             os.close(lock_fd)
         return reply_read
 
-    def group_name(self, task: TaskId) -> str:
-        """Return the name of the task's cgroup, unique among the executors of the machine."""
-        folder = str(self._folders.of_task(task))
-        return hashlib.sha256(folder.encode()).hexdigest()[:24]
-
     def _make_folders(self, start: Start, account: Account) -> Path:
         folder = self._folders.of_task(start.task.id)
         make_folder(self._folders.checkpoints(start.job.id), owner=account.owner)
@@ -111,13 +106,16 @@ class Launcher:
         make_folder(folder / "work", owner=account.owner)
         return folder
 
-    def _order(self, start: Start, gang: Gang, account: Account) -> dict[str, object]:
+    def _check_node(self, start: Start) -> None:
         node = self._nodes.get(start.task.node)
         if node is None:
             raise CannotStart(f"node {start.task.node} is not on this machine")
-        role = next(role for role in start.job.spec.roles if role.name == start.task.id.role)
         if any(index >= len(node.gpus) for index in start.task.devices):
             raise CannotStart(f"node {node.name} has only {len(node.gpus)} devices")
+
+    def _order(self, start: Start, gang: Gang, account: Account) -> dict[str, object]:
+        node = self._nodes[start.task.node]
+        role = next(role for role in start.job.spec.roles if role.name == start.task.id.role)
         base = base_environment(self._settings.passed_variables, self._settings.env)
         return {
             "command": role.launch.command,
@@ -130,7 +128,9 @@ class Launcher:
             if account.is_own
             else [account.uid, account.gid, list(account.groups)],
             "cgroup": self._cgroups.make_group(
-                self.group_name(start.task.id), role.shape, max_pids=self._settings.max_pids
+                group_name(self._folders.of_task(start.task.id)),
+                role.shape,
+                max_pids=self._settings.max_pids,
             ),
             "log_max_bytes": self._settings.log_max_bytes,
             "log_files": self._settings.log_files,

@@ -10,14 +10,12 @@ reading logs (`task_folder`).
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
@@ -27,15 +25,13 @@ from scheduler.core.model import JobId, Node, Task, TaskId, TaskPhase
 from scheduler.core.plan import Accepted, Start
 from scheduler.core.ports import ReportEvent
 from scheduler.executors.accounts import NoAccount
-from scheduler.executors.cgroups import open_cgroups, own_group
-from scheduler.executors.checkpoints import CheckpointWatch
+from scheduler.executors.cgroups import group_name, open_cgroups, own_group
 from scheduler.executors.descriptors import open_reaper, text_until_closed
 from scheduler.executors.gangs import Gang
 from scheduler.executors.launcher import CannotStart, Launcher
 from scheduler.executors.local_settings import LocalSettings
-from scheduler.executors.reaper import boot_id
+from scheduler.executors.observer import Observer
 from scheduler.executors.spawner import Spawner
-from scheduler.executors.strays import kill_strays
 from scheduler.executors.task_folders import Case, Finding, ProcessRecord, TaskFolders
 from scheduler.faults import fault
 
@@ -44,9 +40,6 @@ _Args = TypeVarTuple("_Args")
 _T = TypeVar("_T")
 
 _START_TRIES = 3
-_LOOK_AGAIN_S = 0.02
-_LOOK_SELDOM_S = 1.0  # what has not happened after many looks will not happen soon
-_ORPHAN_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 5.0
 
 
@@ -92,9 +85,8 @@ class LocalExecutor:
         )
         self._tasks: dict[TaskId, _LocalTask] = {}
         self._members: Counter[tuple[JobId, int]] = Counter()  # live ones of each attempt
-        self._checkpoints = CheckpointWatch()
+        self._observer = Observer(self._folders, clock=clock, cgroups=self._cgroups)
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="task-start")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="task-read")
         self._work: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -116,19 +108,18 @@ class LocalExecutor:
     async def recover(self, live: Sequence[Start]) -> None:
         """Adopt, report, start or kill, as the folders prove; see `Executor`."""
         self._folders.open()
-        await self._in(self._reader, self._settle_reboot, [start.task.id for start in live])
+        known = {start.task.id for start in live}
+        await self._observer.settle_reboot(known)
         _LOG.info("local executor: %s", self.limits_description)
         self._sweeper = asyncio.create_task(self._sweep())
-        known = {start.task.id for start in live}
-        give_up_at_s = self._clock.monotonic_s() + _ORPHAN_TIMEOUT_S
         orphans = [task for task in self._folders.marked() if task not in known]
-        await asyncio.gather(*(self._end_orphan(task, give_up_at_s) for task in orphans))
+        await asyncio.gather(*(self._observer.end_orphan(task) for task in orphans))
         for job, attempt in {(start.job.id, start.task.id.attempt) for start in live}:
-            await self._in(self._starter, self._launcher.reserve, job, attempt)
+            await self._on_starter(self._launcher.reserve, job, attempt)
         never_started = []
         for start in live:
             local = self._take_on(start)
-            found = await self._examine(local.id)
+            found = await self._observer.examine(local.id)
             if found.case is Case.NEVER_STARTED and start.task.phase is TaskPhase.BOUND:
                 never_started.append(local)
             else:
@@ -167,25 +158,14 @@ class LocalExecutor:
                 await work
         for local in self._tasks.values():
             self._unwatch(local)
-        await self._in(self._starter, self._spawner.close)
+        await self._on_starter(self._spawner.close)
         self._starter.shutdown()
-        self._reader.shutdown()
+        self._observer.close()
         self._folders.close()
 
     def forget(self, job_id: JobId) -> None:
         """Remove the folders of a job that has ended, its logs and checkpoints too."""
-        self._checkpoints.forget(job_id)
-        self._starter.submit(self._folders.forget, job_id)
-
-    def _settle_reboot(self, live: Iterable[TaskId]) -> None:
-        boot = boot_id()
-        if self._folders.has_rebooted(boot):
-            for task in live:
-                if self._folders.examine(task).case is not Case.ENDED:
-                    self._folders.write_lost(
-                        task, at_s=self._clock.now_s(), reason="the machine was rebooted"
-                    )
-        self._folders.remember_boot(boot)
+        self._observer.forget(job_id)
 
     def _take_on(self, start: Start) -> _LocalTask:
         local = self._tasks[start.task.id] = _LocalTask(start=start)
@@ -204,7 +184,7 @@ class LocalExecutor:
     async def _launch_gang(self, members: Sequence[_LocalTask]) -> None:
         starts = [local.start for local in members]
         try:
-            gang = await self._in(self._starter, self._launcher.form_gang, starts)
+            gang = await self._on_starter(self._launcher.form_gang, starts)
         except OSError as error:
             for local in members:
                 self._end_unstarted(local, f"cannot start: {error}")
@@ -218,14 +198,12 @@ class LocalExecutor:
                 reason = "stopped before it started"
                 break
             try:
-                reply_fd = await self._in(
-                    self._starter, self._launcher.launch, local.start, gang
-                )
+                reply_fd = await self._on_starter(self._launcher.launch, local.start, gang)
             except (CannotStart, NoAccount, OSError) as error:
                 reason = f"cannot start: {error}"
                 break
             reason = await text_until_closed(reply_fd) if reply_fd is not None else ""
-            found = await self._settled(local.id)
+            found = await self._observer.settled(local.id)
             if found.case is not Case.NEVER_STARTED:
                 await self._adopt(local, found)
                 return
@@ -235,24 +213,8 @@ class LocalExecutor:
 
     # -- adopt and watch --------------------------------------------------------------------
 
-    async def _settled(self, task: TaskId) -> Finding:
-        """Return the case of a task once nobody is about to start it."""
-        look_again_s = _LOOK_AGAIN_S
-        while (found := await self._examine(task)).case is Case.STARTING:
-            await self._clock.sleep_s(look_again_s)
-            look_again_s = min(2 * look_again_s, _LOOK_SELDOM_S)
-        return found
-
-    async def _examine(self, task: TaskId) -> Finding:
-        while True:
-            try:
-                return await self._in(self._reader, self._folders.examine, task)
-            except OSError as error:  # out of descriptors, say: nothing is known, so ask again
-                _LOG.warning("%s: cannot be examined: %s", task, error)
-                await self._clock.sleep_s(_LOOK_SELDOM_S)
-
     async def _adopt_when_settled(self, local: _LocalTask) -> None:
-        found = await self._settled(local.id)
+        found = await self._observer.settled(local.id)
         phase = local.start.task.phase
         if found.case is not Case.NEVER_STARTED:
             await self._adopt(local, found)
@@ -278,7 +240,7 @@ class LocalExecutor:
         local.is_running = True
         self._watch(local, record)
         if local.stop_grace_s is not None:
-            self._control(local.id, f"stop {local.stop_grace_s}")
+            self._order_stop(local)
 
     def _watch(self, local: _LocalTask, record: ProcessRecord) -> None:
         try:
@@ -294,6 +256,7 @@ class LocalExecutor:
 
     def _on_reaper_gone(self, local: _LocalTask) -> None:
         self._unwatch(local)
+        local.is_running = False
         self._spawn_work(self._end(local))
 
     def _unwatch(self, local: _LocalTask) -> None:
@@ -313,13 +276,16 @@ class LocalExecutor:
             grace_s = min(grace_s, local.stop_grace_s)
         local.stop_grace_s = grace_s
         if local.is_running:
-            fault("executor.stopping")
-            self._control(task, f"stop {grace_s}")
-            fault("executor.stop_sent")
+            self._order_stop(local)
+
+    def _order_stop(self, local: _LocalTask) -> None:
+        fault("executor.stopping")
+        self._control(local.id, f"stop {local.stop_grace_s}")
+        fault("executor.stop_sent")
 
     async def _stop_unknown(self, task: TaskId) -> None:
         """Answer for a task that has ended, and was reported, or that never came here."""
-        found = await self._examine(task)
+        found = await self._observer.examine(task)
         if found.case is Case.NEVER_STARTED:
             reason = "stopped before it started"
             self._report(TaskEnded(at_s=self._clock.now_s(), task=task, reason=reason))
@@ -333,9 +299,7 @@ class LocalExecutor:
 
     async def _end(self, local: _LocalTask) -> None:
         """Report how a task ended that no longer has a reaper."""
-        while (found := await self._settled(local.id)).case is Case.RUNNING:
-            await self._clock.sleep_s(_LOOK_AGAIN_S)
-        status = found.status
+        status = (await self._observer.ended(local.id)).status
         if status is None:
             await self._end_lost(local, "its reaper was killed")
             return
@@ -354,7 +318,7 @@ class LocalExecutor:
         )
 
     async def _end_lost(self, local: _LocalTask, reason: str) -> None:
-        await self._kill_strays(local.id)
+        await self._observer.end_strays(local.id)
         await self._look_for_checkpoint(local)
         self._finish(
             local,
@@ -362,6 +326,7 @@ class LocalExecutor:
         )
 
     def _end_unstarted(self, local: _LocalTask, reason: str) -> None:
+        self._starter.submit(self._cgroups.remove_group, group_name(self.task_folder(local.id)))
         self._finish(local, TaskEnded(at_s=self._clock.now_s(), task=local.id, reason=reason))
 
     def _finish(self, local: _LocalTask, event: TaskEnded) -> None:
@@ -377,32 +342,6 @@ class LocalExecutor:
             del self._members[attempt]
             self._starter.submit(self._launcher.release, *attempt)
 
-    async def _kill_strays(self, task: TaskId) -> None:
-        for n_looks in itertools.count():
-            work = self._folders.of_task(task) / "work"
-            if not await self._in(self._reader, kill_strays, work):
-                return
-            if n_looks * _LOOK_AGAIN_S > _ORPHAN_TIMEOUT_S:
-                _LOG.error("%s: processes of it do not end", task)
-                return
-            await self._clock.sleep_s(_LOOK_AGAIN_S)
-
-    async def _end_orphan(self, task: TaskId, give_up_at_s: float) -> None:
-        """Kill what runs though nobody counts on it, and wait until it is gone."""
-        while True:
-            found = await self._examine(task)
-            if found.case not in (Case.STARTING, Case.RUNNING):
-                break
-            if self._clock.monotonic_s() > give_up_at_s:
-                _LOG.error("orphan %s does not end", task)
-                return
-            self._control(task, "stop 0")
-            await self._clock.sleep_s(_LOOK_AGAIN_S)
-        if found.case is Case.LOST:
-            await self._kill_strays(task)
-        _LOG.info("orphan %s is gone", task)
-        self._folders.unmark(task)
-
     # -- checkpoints ------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
@@ -413,23 +352,19 @@ class LocalExecutor:
             for local in {local.id.job: local for local in reversed(running)}.values():
                 await self._look_for_checkpoint(local)
             for local in [local for local in running if local.pidfd is None]:
-                found = await self._examine(local.id)
+                found = await self._observer.examine(local.id)
                 if found.case is not Case.RUNNING:
                     await self._end(local)
 
     async def _look_for_checkpoint(self, local: _LocalTask) -> None:
-        job, since_s = local.id.job, local.started_at_s
-        folder = self._folders.checkpoints(job)
-        look = partial(self._checkpoints.news_s, job, folder, since_s=since_s)
-        if (at_s := await self._in(self._reader, look)) is not None:
+        at_s = await self._observer.news_s(local.id.job, since_s=local.started_at_s)
+        if at_s is not None:
             self._report(TaskCheckpointed(at_s=at_s, task=local.id))
 
     # -- threads ----------------------------------------------------------------------------
 
-    async def _in(
-        self, pool: ThreadPoolExecutor, call: Callable[[*_Args], _T], *args: *_Args
-    ) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
+    async def _on_starter(self, call: Callable[[*_Args], _T], *args: *_Args) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._starter, call, *args)
 
     def _spawn_work(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -95,9 +95,19 @@ class RotatingLog:
     def write(self, data: bytes) -> None:
         """Append; what a full disk does not take is dropped, the task goes on."""
         with contextlib.suppress(OSError):
-            if self._n_bytes and self._n_bytes + len(data) > self._max_bytes:
-                self._rotate()
-            self._n_bytes += os.write(self._fd, data)
+            while data:
+                room = self._max_bytes - self._n_bytes
+                if len(data) > room:
+                    # Between lines if one ends in time, else wherever the file is full.
+                    room = data.rfind(b"\n", 0, max(room, 0)) + 1 or (
+                        0 if self._n_bytes else room
+                    )
+                if room <= 0:
+                    self._rotate()
+                    continue
+                n_written = os.write(self._fd, data[:room])
+                self._n_bytes += n_written
+                data = data[n_written:]
 
     def _open(self) -> None:
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
@@ -110,8 +120,9 @@ class RotatingLog:
                 os.rename(older, f"{self._path}.{number}")
         if self._n_files == 1:
             os.truncate(self._path, 0)
-        os.close(self._fd)
+        full_fd = self._fd
         self._open()
+        os.close(full_fd)
 
 
 class Reaper:
