@@ -6,8 +6,10 @@ import signal
 import aiohttp
 import numpy as np
 import pytest
-from examples_testing import ending, finish, result, run, start, wait_for_line
+from examples_testing import EXAMPLES, ending, finish, result, run, start, wait_for_line
 from sklearn.datasets import load_digits
+
+from scheduler.job_file import load_job_files
 
 DIGITS = load_digits()
 IMAGES = DIGITS.data.tolist()
@@ -31,6 +33,21 @@ def workspace(tmp_path_factory):
     trained = result(run("train_cnn.py", *model, "--epochs", 6))
     assert trained["accuracy"] >= 0.9
     return folder
+
+
+def test_the_pipeline_is_a_chain_and_every_job_file_is_valid():
+    chain = load_job_files(EXAMPLES / "pipeline" / "pipeline.yaml")
+    steps = ["collect", "clean", "preprocess", "train", "evaluate", "deploy"]
+    assert [job.spec.name for job in chain] == steps
+    assert [[after.on for after in job.after_names] for job in chain] == [
+        [],
+        *([step] for step in steps[:-1]),
+    ]
+    for path in EXAMPLES.glob("*.yaml"):
+        (job,) = load_job_files(path)
+        (role,) = job.spec.roles
+        assert (EXAMPLES / role.launch.command[1]).exists()
+        assert role.launch.working_dir == str(EXAMPLES)
 
 
 def test_cleaning_drops_exactly_what_was_spoilt(workspace):

@@ -16,6 +16,22 @@ from examples_testing import (
 EXIT_STOPPED = 143
 
 
+@pytest.fixture
+def checkpoints(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import checkpoints
+
+    return checkpoints
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import digits
+
+    return digits
+
+
 def weights(path):
     return torch.cat([tensor.flatten() for tensor in torch.load(path)["model"].values()])
 
@@ -42,8 +58,10 @@ def test_a_gang_stopped_by_term_resumes_alone_and_reads_98_percent(tmp_path):
     assert trained["accuracy"] >= 0.98
 
 
-def test_what_is_learned_does_not_depend_on_the_gang_or_on_stops(tmp_path):
-    settings = ("--epochs", 1, "--batch", 15, "--model-out")  # 15 is shared as 8 and 7
+def test_what_is_learned_does_not_depend_on_the_gang_or_on_stops(tmp_path, digits):
+    digits.save_digits(tmp_path / "digits.npz", digits.bundled_digits())
+    data = ("--data", tmp_path / "digits.npz")
+    settings = (*data, "--epochs", 1, "--batch", 15, "--model-out")  # shared as 8 and 7
     alone = start("train_cnn.py", *settings, tmp_path / "alone.pt")
     stopped = start("train_cnn.py", *settings, tmp_path / "-", LEPTON_CHECKPOINT_DIR=tmp_path)
     with ending(alone, stopped):
@@ -64,7 +82,7 @@ def test_what_is_learned_does_not_depend_on_the_gang_or_on_stops(tmp_path):
     # Sums in another order round differently.
     assert torch.allclose(weights(tmp_path / "gang.pt"), alone, atol=1e-3)
 
-    other = start("train_cnn.py", "--epochs", 2, "--checkpoint-dir", tmp_path)
+    other = start("train_cnn.py", *data, "--epochs", 2, "--checkpoint-dir", tmp_path)
     assert "the checkpoint is of" in finish(other, exit_code=1)
 
 
@@ -75,14 +93,6 @@ def test_a_gang_that_loses_a_member_keeps_its_work(tmp_path):
         gang[1].kill()
         assert "lost its gang" in finish(gang[0], exit_code=1)
     assert [path.name for path in tmp_path.glob("step-*.pt")]
-
-
-@pytest.fixture
-def checkpoints(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    import checkpoints
-
-    return checkpoints
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, checkpoints):
