@@ -1,13 +1,16 @@
 """The local executor after `kill -9`: every attempt runs at most once, every end is seen."""
 
+import asyncio
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from local_executor_testing import (
 
 from scheduler.core.events import TaskEnded, TaskStarted
 from scheduler.core.model import TaskPhase
-from scheduler.executors.task_folders import FolderInUse
+from scheduler.executors.task_folders import Case, FolderInUse, TaskFolders
 
 DRIVER = Path(__file__).with_name("local_executor_driver.py")
 MEMBER_POINTS = [  # passed by each member of a gang
@@ -62,6 +65,12 @@ def driver(folder: Path, *, fault: str = "", **orders: Any) -> Iterator[subproce
     finally:
         process.kill()
         process.wait()
+
+
+def has_claimed(process: subprocess.Popen, folder: Path) -> bool:
+    """Whether a process holds the lock of an executor's folder."""
+    lock = str(folder / "executor.lock")
+    return any(file.path == lock for file in psutil.Process(process.pid).open_files())
 
 
 def kill_at(folder: Path, point: str, **orders: Any) -> None:
@@ -121,6 +130,49 @@ async def test_a_daemon_killed_again_and_again_while_recovering(
     async with executor_in(folder, live) as (_, recorder):
         assert (await recorder.end_of(live)).exit_code == 0
     assert lines_of(ran) == ["0"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_daemon_killed_at_any_moment_runs_everything_once(
+    folder: Path, tmp_path: Path, seed: int
+) -> None:
+    ran, n_tasks = tmp_path / "ran", 40
+    orders = [
+        {"command": counted(ran, str(i), then="time.sleep(0.1)"), "job": str(i)}
+        for i in range(n_tasks)
+    ]
+    moments = random.Random(seed)
+    with driver(folder, starts=orders):
+        await until(lambda: (folder / "boot").exists())
+        await asyncio.sleep(moments.uniform(0, 0.3))
+    for _ in range(3):
+        # A daemon takes its time to come up: the moments begin when it has the folder.
+        with driver(folder, live=orders) as process:
+            await until(partial(has_claimed, process, folder))
+            await asyncio.sleep(moments.uniform(0, 0.15))
+    live = [start_of(*order["command"], job=order["job"]) for order in orders]
+    async with executor_in(folder, *live) as (_, recorder):
+        for start in live:
+            end = await recorder.end_of(start)
+            assert (end.exit_code, end.is_lost) == (0, False), end
+    assert sorted(lines_of(ran), key=int) == [str(i) for i in range(n_tasks)]
+
+
+async def test_an_order_under_way_between_daemon_and_server_is_waited_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    orders = [{"command": counted(ran, job), "job": job} for job in "12"]
+    kill_at(folder, "executor.sent:2", starts=orders[:1], after_freeze=orders[1:])
+    [server] = [line.split()[1] for line in lines_of(tmp_path / "events") if "Frozen" in line]
+    live = [start_of(*order["command"], job=order["job"]) for order in orders]
+    async with executor_in(folder, *live) as (_, recorder):
+        assert (await recorder.end_of(live[0])).exit_code == 0
+        folders = TaskFolders(folder)
+        assert folders.examine(live[1].task.id).case is Case.STARTING
+        os.kill(int(server), signal.SIGCONT)
+        assert (await recorder.end_of(live[1])).exit_code == 0
+    assert lines_of(ran) == ["1", "2"]
 
 
 async def test_a_grace_that_has_begun_ends_without_the_daemon(
