@@ -2,7 +2,7 @@
 
 `python local_executor_driver.py FOLDER EVENTS ORDERS`: ORDERS is JSON, `live` to recover with,
 `starts` to submit, `evict_grace_s` to stop them once they run, `after_freeze` to submit when
-the fork server has been stopped (its pid becomes a line of EVENTS). Every event becomes one line
+the fork server has been stopped (its pid becomes a line of EVENTS). Every event becomes a line
 of EVENTS. Runs until it is killed.
 """
 

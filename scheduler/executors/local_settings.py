@@ -16,7 +16,7 @@ class LocalSettings:
     log_max_bytes: int = 64 << 20  # of one log file before it is rotated
     log_files: int = 4  # kept per stream, the current one included
     max_grace_s: float = 600.0  # bounds what a job may ask for
-    max_pids: int = 0  # per task, where cgroups limit them; 0: no limit
+    max_pids: int = 16_384  # threads per task, where cgroups limit them; 0: no limit
     sweep_s: float = 2.0  # between two looks for checkpoints
     passed_variables: tuple[str, ...] = PASSED_VARIABLES
     env: Mapping[str, str] = field(default_factory=dict)  # for every task; jobs override it
