@@ -65,13 +65,20 @@ async def wait_for(
         await asyncio.sleep(0.02)
 
 
-def shell_spec(script: str, *, name: str = "job", count: int = 1, **changes: Any) -> JobSpec:
+def shell_spec(
+    script: str,
+    *,
+    name: str = "job",
+    count: int = 1,
+    env: tuple[tuple[str, str], ...] = (),
+    **changes: Any,
+) -> JobSpec:
     """Return a job whose tasks run a shell script; fields of shape and spec in `changes`."""
     of_shape = {key: changes.pop(key) for key in list(changes) if key in Shape.__slots__}
     shape = Shape(**{"cpu_milli": 100, **of_shape})
     role = Role(
         name="worker",
-        launch=Launch(command=("sh", "-c", script)),
+        launch=Launch(command=("sh", "-c", script), env=env),
         count=count,
         min_count=count,
         max_count=count,
