@@ -168,6 +168,35 @@ def test_an_array_shows_its_elements(cluster: FakeCluster):
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["ID", "5_0", "5_1"]
 
 
+def test_elements_that_wait_alike_share_a_line(cluster: FakeCluster):
+    for index in (0, 1, 2, 5):
+        cluster.jobs[f"5_{index}"] = job(
+            f"5_{index}", array_id="5", array_index=index, reason="no free GPU"
+        )
+    cluster.jobs["5_6"] = job(
+        "5_6", array_id="5", array_index=6, phase=pb.JOB_PHASE_RUNNING, first_started_at_s=1
+    )
+
+    shared = lepton("jobs", cluster=cluster).stdout.splitlines()
+    each = lepton("jobs", "--each", cluster=cluster).stdout.splitlines()
+
+    assert [line.split()[0] for line in shared] == ["ID", "5_[0-2,5]", "5_6"]
+    assert [line.split()[0] for line in each] == ["ID", "5_0", "5_1", "5_2", "5_5", "5_6"]
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(cluster: FakeCluster):
+    cluster.jobs["17"] = job("17", reason="\x1b[2Jgone\nfor good")
+    cluster.jobs["17"].spec.roles[0].launch.command[:] = ["sh", "-c", "a\n\x1b]0;b\x07"]
+
+    shown = [
+        lepton(*words, cluster=cluster).stdout
+        for words in (("jobs",), ("job", "17"), ("top", "--once"))
+    ]
+
+    assert not any("\x1b" in text or "\x07" in text for text in shown)
+    assert "\\x1b[2Jgone" in shown[1]
+
+
 def test_nodes_say_what_they_have_free(cluster: FakeCluster):
     gpus = [pb.Gpu(index=i, free_milli=500 * i, is_healthy=True, uuid=f"G{i}") for i in (0, 1)]
     cluster.nodes = [
@@ -590,6 +619,33 @@ def test_one_refused_change_stops_no_other(cluster: FakeCluster):
 
     assert (result.exit_code, result.stdout) == (1, "Cancelled job 17.\n")
     assert "there is no job 99" in result.stderr
+
+
+def test_a_server_may_be_named_without_its_port(tmp_path: Path):
+    from scheduler.cli.connection import server_address
+    from scheduler.cli.settings import Settings
+
+    named = ["gpu-head", "gpu-head:7171", "[::1]", "[::1]:7171", "127.0.0.1"]
+
+    assert [server_address(Settings(server=name)) for name in named] == [
+        "gpu-head:7070",
+        "gpu-head:7171",
+        "[::1]:7070",
+        "[::1]:7171",
+        "127.0.0.1:7070",
+    ]
+
+
+def test_the_daemon_of_this_user_is_found_by_what_it_wrote(
+    cluster: FakeCluster, tmp_path: Path
+):
+    state = tmp_path / "lepton"
+    state.mkdir()
+    (state / "daemon.json").write_text(json.dumps({"address": cluster.address}))
+
+    result = lepton("info", LEPTON_SERVER="", XDG_STATE_HOME=str(tmp_path))
+
+    assert (result.exit_code, cluster.address in result.stdout) == (0, True)
 
 
 def test_a_token_comes_from_a_file(cluster: FakeCluster, tmp_path: Path):

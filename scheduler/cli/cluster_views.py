@@ -12,7 +12,7 @@ from scheduler.cli.job_views import (
     phase_cell,
 )
 from scheduler.cli.table import Cell, Column, Row, table_lines
-from scheduler.cli.terminal import styled
+from scheduler.cli.terminal import clean, styled
 from scheduler.quantities import duration_text, memory_text, milli_text
 from scheduler.wire import cluster_pb2 as pb
 
@@ -104,7 +104,7 @@ def node_lines(node: pb.Node, now_s: float, *, width: int | None) -> list[str]:
     lines = fields_lines(
         [
             ("Name", node.name),
-            ("State", styled(state.text, state.style)),
+            ("State", state),
             ("Why", node.reason),
             ("Address", node.address),
             ("CPUs", f"{milli_text(node.cpu_milli_free)} of {milli_text(node.cpu_milli)} free"),
@@ -183,8 +183,9 @@ def explanation_lines(told: pb.Explanation, now_s: float) -> list[str]:
 
 def _head(told: pb.Explanation) -> str:
     """Return the sentence without the counts, which stand below it one by one."""
-    head, nodes, counts = told.sentence.rpartition(f"{told.n_fit} of {told.n_nodes} nodes: ")
-    return f"{head}{nodes}".rstrip(": ") + " fit" if counts and told.counts else told.sentence
+    sentence = clean(told.sentence)
+    head, nodes, counts = sentence.rpartition(f"{told.n_fit} of {told.n_nodes} nodes: ")
+    return f"{head}{nodes}".rstrip(": ") + " fit" if counts and told.counts else sentence
 
 
 def _why_lines(told: pb.Explanation, now_s: float) -> list[str]:
@@ -215,9 +216,9 @@ def _history_lines(history: Sequence[str], now_s: float) -> Iterator[str]:
     for line in history:
         at, _, what = line.partition(" ")
         try:
-            yield f"  {moment_text(float(at), now_s)}  {what}"
+            yield f"  {moment_text(float(at), now_s)}  {clean(what)}"
         except ValueError:
-            yield f"  {line}"
+            yield f"  {clean(line)}"
 
 
 def dry_run_lines(
@@ -244,9 +245,9 @@ def _placement_text(task: pb.Task) -> str:
 
 def info_lines(info: pb.ServerInfo, server: str, now_s: float) -> list[str]:
     """Return the page about the daemon."""
-    state = styled("serving", "green")
+    state = Cell("serving", "green")
     if info.is_degraded:
-        state = styled(f"reads only: {info.degraded_reason}", "red")
+        state = Cell(f"reads only: {info.degraded_reason}", "red")
     return fields_lines(
         [
             ("Server", server),

@@ -75,7 +75,7 @@ def _checked(path: Path, kind: FileKind | None) -> str:
             data, _ = load_yaml_with_lines(path.read_text(encoding="utf-8"), str(path))
         except InvalidSource:  # several documents, or no YAML at all
             data = {}
-        if data.keys() & (DaemonConfig.model_fields.keys() | set()):
+        if data.keys() & DaemonConfig.model_fields.keys():
             kind = FileKind.DAEMON
     if kind is FileKind.JOB:
         jobs = load_job_files(path)

@@ -25,6 +25,7 @@ JOB_ID = re.compile(r"\d+(_\d+)?")
 TIMEOUT_S = 10.0
 """A person at a prompt gives up sooner than a program."""
 
+DEFAULT_PORT = DEFAULT_SERVER.rpartition(":")[2]
 KNOCKS = 15
 KNOCK_PAUSE_S = 0.1
 _START_ONE = "Start one with `lepton daemon`, or name one by --server or LEPTON_SERVER."
@@ -99,7 +100,11 @@ def _check_files(settings: Settings) -> None:
 
 def server_address(settings: Settings) -> str:
     """Return the address asked for, else that of this user's daemon, else the usual one."""
-    return settings.server or _local_daemon() or DEFAULT_SERVER
+    if not settings.server:
+        return _local_daemon() or DEFAULT_SERVER
+    host, colon, port = settings.server.rpartition(":")
+    has_port = bool(colon and host) and port.isdigit() and not host.endswith(":")
+    return settings.server if has_port else f"{settings.server}:{DEFAULT_PORT}"
 
 
 def _local_daemon() -> str:
@@ -118,7 +123,7 @@ def _local_daemon() -> str:
 def is_loopback(server: str) -> bool:
     """Return whether the address is of this machine itself."""
     host = server.rpartition(":")[0].strip("[]")
-    return host in {"localhost", "::1"} or host.startswith("127.") or server.startswith("unix:")
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def command_error(error: ClientError, server: str) -> CommandError:

@@ -6,10 +6,11 @@ Reads messages of the wire and the time; yields lines. Colours say phase, nothin
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import groupby
 
 from scheduler.cli.output import enum_word
 from scheduler.cli.table import Cell, Column, Row, table_lines
-from scheduler.cli.terminal import styled
+from scheduler.cli.terminal import clean, styled
 from scheduler.quantities import duration_text, memory_text, milli_text
 from scheduler.wire import cluster_pb2 as pb
 
@@ -35,11 +36,12 @@ FINAL_PHASES = frozenset(
     }
 )
 _LIVE_TASKS = frozenset({pb.TASK_PHASE_BOUND, pb.TASK_PHASE_RUNNING, pb.TASK_PHASE_STOPPING})
+_WAITING = frozenset({pb.JOB_PHASE_PENDING, pb.JOB_PHASE_SUSPENDED})
 _ON = frozenset({pb.JOB_PHASE_RUNNING, pb.JOB_PHASE_STOPPING})
 _DAY_S = 24 * 3600.0
 
 JOB_COLUMNS = (
-    Column(title="ID"),
+    Column(title="ID", is_flexible=True),
     Column(title="NAME", is_flexible=True),
     Column(title="QUEUE", is_flexible=True, may_go=True),
     Column(title="USER", is_wide=True),
@@ -83,17 +85,48 @@ def phase_cell(phase: "pb.JobPhase.ValueType") -> Cell:
 
 
 def jobs_lines(
-    jobs: Sequence[pb.Job], now_s: float, *, width: int | None, is_wide: bool = False
+    jobs: Sequence[pb.Job],
+    now_s: float,
+    *,
+    width: int | None,
+    is_wide: bool = False,
+    is_expanded: bool = False,
 ) -> list[str]:
-    """Return the table of jobs."""
-    rows = (_job_row(job, now_s) for job in jobs)
+    """Return the table of jobs; elements of an array that wait alike share a line."""
+    groups = [[job] for job in jobs] if is_expanded else _groups(jobs)
+    rows = (_job_row(group[0], now_s, _ids_text(group)) for group in groups)
     return table_lines(JOB_COLUMNS, rows, width=width, is_wide=is_wide)
 
 
-def _job_row(job: pb.Job, now_s: float) -> Row:
+def _groups(jobs: Sequence[pb.Job]) -> list[list[pb.Job]]:
+    """Return the jobs, neighbours together that are of one array and wait alike."""
+
+    def likeness(job: pb.Job) -> tuple[str, ...]:
+        if job.array_id and job.phase in _WAITING:
+            return (job.array_id, phase_word(job.phase), job.reason, str(job.spec.priority))
+        return (job.id,)
+
+    return [list(group) for _, group in groupby(jobs, key=likeness)]
+
+
+def _ids_text(jobs: Sequence[pb.Job]) -> str:
+    """Return the id of a job, or `5_[0-3,7]` for several elements of an array."""
+    if len(jobs) == 1:
+        return jobs[0].id
+    ranges: list[list[int]] = []
+    for index in sorted(job.array_index for job in jobs):
+        if ranges and index == ranges[-1][1] + 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+    return f"{jobs[0].array_id}_[{','.join(texts)}]"
+
+
+def _job_row(job: pb.Job, now_s: float, ids: str) -> Row:
     spec = job.spec
     return (
-        job.id,
+        ids,
         spec.name,
         spec.queue,
         job.submitter,
@@ -192,11 +225,19 @@ def shape_text(role: pb.Role) -> str:
     return ", ".join(parts)
 
 
-def fields_lines(fields: Sequence[tuple[str, str]]) -> list[str]:
+def fields_lines(fields: Sequence[tuple[str, Cell | str]]) -> list[str]:
     """Return `Name:  value` lines; fields without a value are left out."""
-    shown = [(name, value) for name, value in fields if value]
+    cells = [
+        (name, value if isinstance(value, Cell) else Cell(value)) for name, value in fields
+    ]
+    shown = [(name, cell) for name, cell in cells if cell.text]
     width = max((len(name) for name, _ in shown), default=0) + 1
-    return [f"{styled(f'{name}:'.ljust(width), 'bold')}  {value}" for name, value in shown]
+    margin = "\n" + " " * (width + 2)  # where a text has several lines
+    return [
+        f"{styled(f'{name}:'.ljust(width), 'bold')}  "
+        + styled(clean(cell.text).rstrip("\n").replace("\n", margin), cell.style)
+        for name, cell in shown
+    ]
 
 
 def job_lines(job: pb.Job, now_s: float, *, width: int | None) -> list[str]:
@@ -209,7 +250,7 @@ def job_lines(job: pb.Job, now_s: float, *, width: int | None) -> list[str]:
     return lines
 
 
-def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, str]]:
+def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, Cell | str]]:
     spec = job.spec
     yield "Id", job.id + (f", element {job.array_index} of {job.array_id}" * bool(job.array_id))
     yield "Name", spec.name
@@ -242,9 +283,9 @@ def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, str]]:
         yield "  in", role.launch.working_dir
 
 
-def _phase_sentence(job: pb.Job, now_s: float) -> str:
+def _phase_sentence(job: pb.Job, now_s: float) -> Cell:
     cell = phase_cell(job.phase)
-    text = styled(cell.text, cell.style)
+    text = cell.text
     if job.phase in _ON and job.last_started_at_s:
         text += f" for {duration_text(now_s - job.last_started_at_s)}"
     notes = []
@@ -254,7 +295,7 @@ def _phase_sentence(job: pb.Job, now_s: float) -> str:
         notes.append(f"preempted {_times(job.preemptions)}")
     if job.failures:
         notes.append(f"failed {_times(job.failures)}")
-    return f"{text} ({', '.join(notes)})" if notes else text
+    return Cell(f"{text} ({', '.join(notes)})" if notes else text, cell.style)
 
 
 def _times(n: int) -> str:
@@ -319,5 +360,5 @@ def change_line(event: pb.JobEvent) -> str:
     cell = phase_cell(job.phase)
     phase = styled(f"{cell.text:<9}", cell.style)
     exit_code = f"exit {job.exit_code} " if job.HasField("exit_code") else ""
-    tail = f"{exit_code}{where_or_why(job, event.at_s)}".strip()
+    tail = clean(f"{exit_code}{where_or_why(job, event.at_s)}").strip().replace("\n", " ")
     return f"{at:%H:%M:%S}  {job.id:<6}  {phase}  {job.spec.name}  {tail}".rstrip()

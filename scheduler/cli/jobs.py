@@ -131,13 +131,16 @@ def jobs(
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="At most; 0: all.")] = (
         DEFAULT_LIMIT
     ),
+    each: Annotated[
+        bool, typer.Option("--each", "-r", help="A line for each element of an array.")
+    ] = False,
     page: Annotated[str, typer.Option(metavar="TOKEN", help="Go on where a list ended.")] = "",
 ) -> None:
     """List jobs: those that run or wait, unless you ask for others.
 
     Filters compare id, name, phase, queue, submitter, kind, node, array_id, priority,
-    submitted_at_s or label.KEY by = != < <= > >= or ~ (contains). These are also the
-    fields to sort by.
+    submitted_at_s, ended_at_s or label.KEY by = != < <= > >= or ~ (contains). Lists are
+    sorted by the same fields.
 
     Examples:
       lepton jobs                                   what runs and waits
@@ -171,7 +174,8 @@ def jobs(
             client, all_conditions, order_by=order_text(sort), limit=limit, page_token=page
         )
 
-    print_jobs(settings, run(settings, work, what="listing jobs"), now_s)
+    found = run(settings, work, what="listing jobs")
+    print_jobs(settings, found, now_s, is_expanded=each)
 
 
 async def list_pages(
@@ -200,7 +204,9 @@ async def list_pages(
     return found
 
 
-def print_jobs(settings: Settings, found: "pb.ListJobsResponse", now_s: float) -> None:
+def print_jobs(
+    settings: Settings, found: "pb.ListJobsResponse", now_s: float, *, is_expanded: bool
+) -> None:
     """Print a page of jobs as the user wants it."""
     import sys
 
@@ -221,6 +227,7 @@ def print_jobs(settings: Settings, found: "pb.ListJobsResponse", now_s: float) -
             now_s,
             width=width_of(sys.stdout),
             is_wide=settings.output is Format.WIDE,
+            is_expanded=is_expanded,
         )
     )
     if found.next_page_token:
@@ -282,4 +289,5 @@ def _print_details(
             print_lines(job_lines(members[0], now_s, width=width))
         else:
             is_wide = settings.output is Format.WIDE
-            print_lines(jobs_lines(members, now_s, width=width, is_wide=is_wide))
+            lines = jobs_lines(members, now_s, width=width, is_wide=is_wide, is_expanded=True)
+            print_lines(lines)

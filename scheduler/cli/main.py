@@ -4,6 +4,7 @@ Verbs are imported when they are used, so that `lepton --help` and completion an
 Here also errors become a line for people and an exit code.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -216,4 +217,9 @@ def lepton(
 
 def main() -> None:
     """Run `lepton` on the command line's arguments."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal without Unicode is no reason to fail
     typer.main.get_command(app)(prog_name="lepton")

@@ -55,6 +55,13 @@ def styled(text: str, style: str, stream: TextIO | None = None) -> str:
     return f"\x1b[{';'.join(_CODES[name] for name in style.split())}m{text}\x1b[0m"
 
 
+def clean(text: str) -> str:
+    """Return somebody else's text without what would steer a terminal; lines are kept."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
 def say(text: str) -> None:
     """Print a result."""
     try:
