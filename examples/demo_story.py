@@ -147,7 +147,7 @@ async def let_something_urgent_preempt(show: Show, victim: pb.Job) -> None:
                     max_count=2,
                     shape=Shape(gpus=2),
                     launch=Launch(
-                        command=("python", "train_cnn.py", "--seed", "1", "--epochs", "20"),
+                        command=("python", "train_cnn.py", "--seed", "1", "--epochs", "15"),
                         working_dir=str(EXAMPLES),
                     ),
                 ),
