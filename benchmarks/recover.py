@@ -117,32 +117,39 @@ def history(n_finished: int, n_live: int) -> Iterator[list[Event]]:
         first = wave[-1] + 1
 
 
+def count_events(n_finished: int, n_live: int) -> int:
+    n_nodes, n_waves = -(-n_live // GPUS_PER_NODE), -(-(n_finished + n_live) // n_live)
+    return n_nodes + n_waves + 3 * n_finished + 2 * n_live
+
+
+async def observe(
+    events: list[Event], journal: Journal, store: JobStore, engine: Engine
+) -> None:
+    await journal.append(events)
+    for event in events:
+        outcome = engine.observe(event)
+        assert isinstance(outcome, Accepted), outcome
+        store.add(outcome.finished)
+
+
 async def make(folder: Path, n_finished: int, n_live: int) -> dict[str, float]:
     """Write the journal; the number of events and how many a second."""
     start_s = time.perf_counter()
     journal = Journal.open(folder, clock=SystemClock())
     store, engine = JobStore(journal), Engine()
-    dumped, waiting = 0, []
-    last_dump = n_finished * 3 + n_live * 2 - DUMP_EVERY  # about: leaves the longest tail
-    for events in history(n_finished, n_live):
-        waiting += events
-        if len(waiting) < BATCH:
-            continue
-        for start in range(0, len(waiting), BATCH):
-            chunk = waiting[start : start + BATCH]
-            await journal.append(chunk)
-            for event in chunk:
-                outcome = engine.observe(event)
-                assert isinstance(outcome, Accepted), outcome
-                store.add(outcome.finished)
-        waiting = []
-        if engine.revision - dumped >= DUMP_EVERY and engine.revision <= last_dump:
-            await journal.write_dump(engine.dump())
-            dumped = engine.revision
-    for event in waiting:
-        await journal.append([event])
-        store.add(engine.observe(event).finished)
-    await journal.append([])
+    chunk: list[Event] = []
+    last_dump = count_events(n_finished, n_live) - DUMP_EVERY  # after it comes the longest tail
+    next_dump = last_dump % DUMP_EVERY or DUMP_EVERY
+    for event in (event for events in history(n_finished, n_live) for event in events):
+        chunk.append(event)
+        if len(chunk) == BATCH:
+            await observe(chunk, journal, store, engine)
+            chunk = []
+            if next_dump <= min(engine.revision, last_dump):
+                await journal.write_dump(engine.dump())
+                next_dump += DUMP_EVERY
+    await observe(chunk, journal, store, engine)
+    assert engine.revision == last_dump + DUMP_EVERY
     took_s = time.perf_counter() - start_s
     return {"n_events": engine.revision, "events_per_s": engine.revision / took_s}
 

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -59,6 +60,13 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def wait_without_the_loop(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
 
 
 def bulky(number: int) -> Event:
@@ -178,6 +186,26 @@ async def test_a_commit_that_failed_and_yet_reached_the_disk_is_undone(disk: Pat
     assert await journal.append([event(4)]) == 4
     journal.close()
     assert recovered_events(disk) == (0, events(1, 4))
+
+
+@pytest.mark.usefixtures("_quick_probes")
+async def test_a_later_event_never_overtakes_one_that_failed(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal.open(disk, clock=SystemClock())
+    filler = fill(disk)
+    earlier = journal.append([bulky(1)])
+    # The event loop does not run here: it has not heard of the failure, nor of its end.
+    wait_without_the_loop(lambda: journal.figures.n_failures == 1)
+    filler.unlink()
+    wait_without_the_loop(lambda: "can be written again" in caplog.text)
+    later = journal.append([event(2)])
+    for future in (earlier, later):
+        with pytest.raises(JournalUnavailable):
+            await future
+    await until(lambda: journal.unavailable_reason is None)
+    assert await journal.append([event(1)]) == 1
+    journal.close()
 
 
 def test_a_limit_on_file_size_is_survived(tmp_path: Path) -> None:

@@ -36,8 +36,10 @@ FINISHED_DELAY_S = 0.1
 PROBE_INTERVAL_S = 0.5
 PROBE_BYTES = 256 * 1024
 """A probe writes this much: room for a batch, not just for the byte that happens to fit."""
-CHECKPOINT_BYTES = 16 * 1024 * 1024
+CHECKPOINT_BYTES = 8 * 1024 * 1024
 """About so much goes through the write-ahead log before it is moved into the database."""
+UPKEEP_BYTES = 1024 * 1024
+"""What a round of a chore is taken to write."""
 _PAGE_BYTES = 4096
 
 EventRow = tuple[float, str, bytes]
@@ -192,6 +194,15 @@ class JournalWriter:
     # In the thread.
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException:
+            log.exception("the writer of the journal in %s has died: a bug", self._folder)
+            raise
+        finally:
+            self._refuse_the_rest()
+
+    def _serve(self) -> None:
         is_closing = False
         while not is_closing:
             appends, upkeep, is_closing = self._take()
@@ -203,7 +214,6 @@ class JournalWriter:
                 self._round(upkeep, answers)
             self._tell(answers)
             self._checkpoint_when_large()
-        self._refuse_the_rest()
 
     def _take(self) -> tuple[list[Append], Upkeep | None, bool]:
         with self._changed:
@@ -272,6 +282,7 @@ class JournalWriter:
                 self._chores.appendleft(upkeep)
         else:
             answers.results.append((upkeep.future, 0))
+        self._unchecked_bytes += UPKEEP_BYTES
 
     def _transact(self, write: Callable[[sqlite3.Connection], None]) -> bool:
         """Write in one transaction; false after a failure, with nothing stored."""
@@ -338,6 +349,7 @@ class JournalWriter:
         answers = _Answers()
         closed = JournalUnavailable("it is closed")
         with self._changed:
+            self._is_closing = True
             late = [append.future for append in self._queue]
             late += [upkeep.future for upkeep in self._chores]
         answers.results = [(future, closed) for future in late]
