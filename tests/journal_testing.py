@@ -122,12 +122,12 @@ async def _write(folder: Path, last: int, checkpoint_bytes: int) -> None:
     journal_writer.CHECKPOINT_BYTES = checkpoint_bytes
     journal = Journal.open(folder, clock=SystemClock())
     store = JobStore(journal)
-    number = journal.recover().last_sequence
+    recovered = journal.recover()
+    number = recovered.last_sequence
 
     def finish(sequence: int) -> None:
         store.add([job_record(sequence, labels=(("k", "v"),), nodes=("n1", "n2"))])
 
-    recovered = journal.recover()
     for sequence, _ in recovered.events:
         if sequence % FINISH_EVERY == 0:
             finish(sequence)

@@ -94,7 +94,7 @@ class Journal:
     def __init__(self, folder: Path, *, lock: int, replay: Replay, clock: Clock) -> None:
         self.folder = folder
         self._lock = lock
-        self._replay = replay
+        self._replay: Replay | None = replay
         # Two dumps are kept, so that one bad one costs a longer replay and not the state.
         self._dumps = [replay.dump.revision] if replay.dump else []
         self._writer = JournalWriter(folder, last_sequence=replay.last_sequence, clock=clock)
@@ -133,11 +133,12 @@ class Journal:
         self._writer.on_change = tell
 
     def recover(self) -> Recovered:
-        """Return where to start from. To be called once, before the first append."""
-        replay = self._replay
+        """Return where to start from. Once only: the dump is large, and not kept here."""
+        replay, self._replay = self._replay, None
+        assert replay is not None, "what was recovered has been handed over before"
         return Recovered(
             dump=replay.dump,
-            events=_events_after(self.folder, replay),
+            events=_events(self.folder, replay.start_sequence, replay.last_sequence),
             last_sequence=replay.last_sequence,
             warnings=replay.warnings,
         )
@@ -219,14 +220,9 @@ def _check(folder: Path) -> Replay:
         raise JournalCorrupt(folder, f"it cannot be read: {error}") from error
 
 
-def _events_after(folder: Path, replay: Replay) -> Iterator[tuple[int, Event]]:
-    connection = connect_reader(folder)
-    try:
-        yield from read_events(
-            connection, folder, after=replay.start_sequence, until=replay.last_sequence
-        )
-    finally:
-        connection.close()
+def _events(folder: Path, after: int, until: int) -> Iterator[tuple[int, Event]]:
+    with closing(connect_reader(folder)) as connection:
+        yield from read_events(connection, folder, after=after, until=until)
 
 
 def _store_dump(connection: sqlite3.Connection, blob: bytes, keep: list[int]) -> bool:
