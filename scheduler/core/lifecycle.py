@@ -50,15 +50,20 @@ class Lifecycle:
         self._changes = changes
         self._at_s = at_s
 
+    def _moment_s(self, record: JobRecord) -> float:
+        """Return when this happens to the job: facts may be late, but time never runs back."""
+        return max(self._at_s, record.pending_since_s, record.last_started_at_s)
+
     # Tasks
 
     def start(self, record: JobRecord, tasks: list[Task]) -> None:
         """Bind the tasks of one placement, of a pending job or of a service that lacks some."""
         record.attempt += 1
         if record.phase is JobPhase.PENDING:
-            record.waited_before_s += self._at_s - record.pending_since_s
-            record.last_started_at_s = self._at_s
-            record.first_started_at_s = record.first_started_at_s or self._at_s
+            at_s = self._moment_s(record)
+            record.waited_before_s += at_s - record.pending_since_s
+            record.last_started_at_s = at_s
+            record.first_started_at_s = record.first_started_at_s or at_s
             record.checkpoint_at_s = 0.0
             record.tasks.clear()
             record.reason = ""
@@ -77,7 +82,8 @@ class Lifecycle:
 
     def task_started(self, record: JobRecord, task: Task) -> None:
         """Note that a task's process runs."""
-        self._move_task(record, task, TaskPhase.RUNNING, started_at_s=self._at_s)
+        started_at_s = max(self._at_s, task.bound_at_s)
+        self._move_task(record, task, TaskPhase.RUNNING, started_at_s=started_at_s)
         self.publish(record)
 
     def task_ended(
@@ -101,7 +107,7 @@ class Lifecycle:
             record,
             task,
             phase,
-            ended_at_s=self._at_s,
+            ended_at_s=max(self._at_s, task.bound_at_s, task.started_at_s),
             exit_code=exit_code,
             signal=signal,
             reason=reason,
@@ -109,7 +115,7 @@ class Lifecycle:
         self._state.release(record, task)
         self._changes.nodes[task.node] = None
         shape = self._state.shape(record, task)
-        held_s = self._at_s - task.bound_at_s
+        held_s = ended.ended_at_s - ended.bound_at_s
         record.gpu_s_before += shape.total_gpu_milli / MILLI * held_s
         record.note(self._at_s, f"{task.id} {phase}{_how(ended)}")
         if record.job.spec.kind is JobKind.INFERENCE:
@@ -148,7 +154,7 @@ class Lifecycle:
                 self._stopped(record)
             return
         if task.phase in {TaskPhase.FAILED, TaskPhase.SUCCEEDED}:
-            ran_s = self._at_s - (task.started_at_s or task.bound_at_s)
+            ran_s = task.ended_at_s - (task.started_at_s or task.bound_at_s)
             record.failures += task.phase is TaskPhase.FAILED
             record.streak = 1 if ran_s >= LIVE_OK_S else record.streak + 1
             record.eligible_at_s = self._at_s + _backoff_s(record)
@@ -263,26 +269,27 @@ class Lifecycle:
         self._go(record, then, record.reason)
 
     def _close_attempt(self, record: JobRecord, *, is_work_lost: bool) -> None:
-        ran_s = self._at_s - record.last_started_at_s
-        record.ran_before_s += ran_s
+        at_s = self._moment_s(record)
+        record.ran_before_s += at_s - record.last_started_at_s
         if is_work_lost:
             saved_at_s = max(record.checkpoint_at_s, record.last_started_at_s)
             gpu_milli = sum(
                 self._state.shape(record, task).total_gpu_milli
                 for task in record.tasks.values()
             )
-            record.lost_gpu_s += gpu_milli / MILLI * max(self._at_s - saved_at_s, 0.0)
+            record.lost_gpu_s += gpu_milli / MILLI * max(at_s - saved_at_s, 0.0)
 
     # Phases
 
     def _go(self, record: JobRecord, phase: JobPhase, reason: str) -> None:
         """Take a job that holds nothing to another phase."""
+        at_s = self._moment_s(record)
         if phase is not record.phase:
             if record.phase is JobPhase.PENDING:
-                record.waited_before_s += self._at_s - record.pending_since_s
+                record.waited_before_s += at_s - record.pending_since_s
             self._move(record, phase, reason)
         if phase is JobPhase.PENDING:
-            record.pending_since_s = self._at_s
+            record.pending_since_s = at_s
         record.reason = reason
         self.publish(record)
         if phase.is_final:
@@ -301,7 +308,7 @@ class Lifecycle:
         doomed = [first]
         while doomed:
             record = doomed.pop()
-            record.ended_at_s = self._at_s
+            record.ended_at_s = self._moment_s(record)
             self._changes.finished.append(record)
             self._state.drop_job(record)
             for ended in self._count_outcome(record):
@@ -311,7 +318,8 @@ class Lifecycle:
                         continue
                     if not self._satisfy(dependent, ended):
                         if dependent.phase is JobPhase.PENDING:
-                            dependent.waited_before_s += self._at_s - dependent.pending_since_s
+                            waited_s = self._moment_s(dependent) - dependent.pending_since_s
+                            dependent.waited_before_s += waited_s
                         self._move(dependent, JobPhase.CANCELLED, dependent.reason)
                         self.publish(dependent)
                         doomed.append(dependent)
