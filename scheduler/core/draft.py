@@ -13,7 +13,7 @@ import numpy as np
 
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Shape, Task, TaskPhase
-from scheduler.core.ports import NodeScore
+from scheduler.core.ports import DeviceChoice, NodeScore
 from scheduler.core.snapshot import (
     CPU,
     GPUS,
@@ -56,6 +56,9 @@ class Space:
         self.nodes = nodes.for_draft()
         self._open = nodes.is_open()
         self._score = score
+        self._choose_devices = (
+            score.choose_devices if isinstance(score, DeviceChoice) else capacity.choose_devices
+        )
         self._changed: list[int] = []  # rows, in the order of the changes
         self._candidates: dict[Shape, _Candidates] = {}
 
@@ -107,7 +110,7 @@ class Space:
         row = self.best(shape)
         if row is None:
             return None
-        devices = capacity.choose_devices(self.nodes, row, shape)
+        devices = self._choose_devices(self.nodes, row, shape)
         if devices is None:
             return None
         self.take(row, shape, devices)
@@ -154,7 +157,9 @@ class Space:
             self._candidates[shape] = known
             self._refresh(known, np.flatnonzero(known.allowed))
         elif known.n_seen < len(self._changed):
-            self._refresh(known, np.array(self._changed[known.n_seen :], np.intp))
+            # Packing comes back to the same row again and again; it is scored once.
+            changed = list(set(self._changed[known.n_seen :]))
+            self._refresh(known, np.array(changed, np.intp))
             known.n_seen = len(self._changed)
         return known.score
 

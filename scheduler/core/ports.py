@@ -5,7 +5,7 @@ Protocols only. Policies are pure and live in `policies`; executors are shells.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,19 @@ class NodeScore(Protocol):
         Called only with rows that fit the shape or with any rows: infeasible ones are masked
         by the caller.
         """
+
+
+@runtime_checkable
+class DeviceChoice(Protocol):
+    """A `NodeScore` that also says which devices of the node a task gets.
+
+    Scores that do not say so are served by best fit: `capacity.choose_devices`.
+    """
+
+    def choose_devices(
+        self, nodes: NodeColumns, row: int, shape: Shape
+    ) -> tuple[int, ...] | None:
+        """Return the devices for one more task on the node, or None if they do not suffice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
