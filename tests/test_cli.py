@@ -12,7 +12,10 @@ import yaml
 from cli_testing import NOW_S, FakeCluster, fake_cluster, job, lepton
 from daemon_testing import LEPTON, free_port
 
+from scheduler.cli.connection import command_error, server_address
 from scheduler.cli.main import SECTIONS, VERBS
+from scheduler.cli.settings import Settings
+from scheduler.client import ClientError
 from scheduler.wire import cluster_pb2 as pb
 
 
@@ -598,6 +601,7 @@ def test_a_daemon_that_is_not_there_is_told_with_what_to_do(tmp_path: Path):
         (grpc.StatusCode.PERMISSION_DENIED, "lepton info"),
         (grpc.StatusCode.INVALID_ARGUMENT, "said so"),
         (grpc.StatusCode.INTERNAL, "said so"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "lepton info"),
     ],
 )
 def test_a_refusal_is_told_in_the_words_of_the_daemon(
@@ -608,8 +612,34 @@ def test_a_refusal_is_told_in_the_words_of_the_daemon(
     result = lepton("nodes", cluster=cluster)
 
     assert result.exit_code == 1
-    assert "the daemon said so" in result.stderr
     assert hint in result.stderr
+    if code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+        assert "the daemon said so" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        ("UNKNOWN: Tls handshake failed: CERTIFICATE_VERIFY_FAILED", "nobody here vouches for"),
+        ("UNKNOWN: Tls handshake failed: WRONG_VERSION_NUMBER", "does not speak TLS"),
+        ("UNAVAILABLE: ipv4:10.0.0.1:7070: Socket closed", "may want TLS: give --ca"),
+        ("UNKNOWN: Connection refused", "no daemon answers at head:7070: UNKNOWN: Connection"),
+    ],
+)
+def test_a_failed_connection_is_told_with_its_cause(cause: str, told: str):
+    message = f"failed to connect to all addresses; last error: {cause}"
+
+    error = command_error(ClientError(grpc.StatusCode.UNAVAILABLE, message), "head:7070")
+
+    assert told in f"{error.message}\n{error.hint}"
+
+
+def test_a_daemon_that_cannot_write_says_so_itself():
+    refused = ClientError(
+        grpc.StatusCode.UNAVAILABLE, "the journal cannot be written: disk full"
+    )
+
+    assert command_error(refused, "head:7070").message == refused.message
 
 
 def test_one_refused_change_stops_no_other(cluster: FakeCluster):
@@ -621,10 +651,7 @@ def test_one_refused_change_stops_no_other(cluster: FakeCluster):
     assert "there is no job 99" in result.stderr
 
 
-def test_a_server_may_be_named_without_its_port(tmp_path: Path):
-    from scheduler.cli.connection import server_address
-    from scheduler.cli.settings import Settings
-
+def test_a_server_may_be_named_without_its_port():
     named = ["gpu-head", "gpu-head:7171", "[::1]", "[::1]:7171", "127.0.0.1"]
 
     assert [server_address(Settings(server=name)) for name in named] == [

@@ -11,6 +11,7 @@ import cli_testing
 import pytest
 import yaml
 from daemon_testing import LEPTON, DaemonProcess, running_daemon, wait_until
+from security_testing import Authority
 from typer.testing import Result
 
 TIMEOUT_S = 60.0
@@ -126,7 +127,7 @@ def test_every_list_is_the_same_in_json_and_yaml(daemon: DaemonProcess):
 
     for words, key in (
         (("jobs", "--all"), "jobs"),
-        (("jobs", "--filter", "label.team=nlp"), "jobs"),
+        (("jobs", "--all", "--filter", "label.team=nlp"), "jobs"),
         (("nodes",), "nodes"),
         (("queues",), "queues"),
     ):
@@ -221,6 +222,27 @@ def test_waiting_and_reading_outlive_a_crash_of_the_daemon(tmp_path: Path):
         rest, _ = reading.communicate(timeout=TIMEOUT_S)
         assert rest == "two\n"
         waiting.communicate()
+
+
+def test_a_stranger_is_refused_and_a_token_opens_the_door(tmp_path: Path):
+    authority = Authority(tmp_path)
+    server = authority.sign("server")
+    tokens = tmp_path / "tokens"
+    token = cli_testing.lepton("config", "token", "ada", "--file", str(tokens)).stdout.strip()
+    security = {
+        "tls_cert": str(server.cert),
+        "tls_key": str(server.key),
+        "token_file": str(tokens),
+    }
+    with running_daemon(tmp_path / "daemon", security=security) as daemon:
+        ca = ("--ca", str(authority.cert))
+        stranger = lepton(daemon, "info", *ca)
+        known = lepton(daemon, "info", *ca, "--token", token, "-o", "json")
+
+    assert (stranger.exit_code, "LEPTON_TOKEN" in stranger.stderr) == (1, True)
+    assert json.loads(known.stdout)["user"] == "ada"
+    assert tokens.stat().st_mode & 0o077 == 0
+    assert token not in tokens.read_text()
 
 
 def test_help_comes_at_once():

@@ -64,6 +64,13 @@ def complete_live_job(ctx: typer.Context, incomplete: str) -> Suggestions:
     return [job for job in _jobs(ctx, "phase=live") if job[0].startswith(incomplete)]
 
 
+def complete_condition(ctx: typer.Context, incomplete: str) -> Suggestions:
+    """Offer ids behind what stands already, as in `ok:17,any:`."""
+    cut = max(incomplete.rfind(":"), incomplete.rfind(",")) + 1
+    kept, begun = incomplete[:cut], incomplete[cut:]
+    return [(f"{kept}{job_id}", name) for job_id, name in complete_live_job(ctx, begun)]
+
+
 def complete_node(ctx: typer.Context, incomplete: str) -> Suggestions:
     """Offer names of nodes."""
 

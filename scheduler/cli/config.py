@@ -112,3 +112,46 @@ def schema(
             **DaemonConfig.model_json_schema(),
         }
     say(json.dumps(data, indent=2))
+
+
+@app.command(cls=LeptonCommand)
+def token(
+    user: Annotated[str, typer.Argument(metavar="USER", help="Who will show the token.")],
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Add its line to this token file of the daemon."),
+    ] = None,
+) -> None:
+    """Make a token for a user: printed once, and kept by the daemon only as a hash.
+
+    Without --file, the line for the token file goes to stderr. A running daemon reads the
+    file again when it changes; taking a line out of it revokes the token.
+
+    Examples:
+      lepton config token ada --file tokens > ada.token
+      LEPTON_TOKEN_FILE=ada.token lepton info --server gpu-head:7070
+    """
+    from scheduler.cli.terminal import note, say
+    from scheduler.daemon.security import new_token
+
+    if not user or any(c.isspace() or c == "#" for c in user):
+        raise typer.BadParameter(f"{user!r} is not one word", param_hint="USER")
+    secret, line = new_token(user)
+    if file is None:
+        note(line)
+    else:
+        _append_line(file, line)
+    say(secret)
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Add a line to a file that only its owner may read."""
+    import os
+
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
+            before = file.read()
+            file.write(line + "\n" if not before or before.endswith("\n") else f"\n{line}\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path} cannot be written: {error}") from error

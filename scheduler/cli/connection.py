@@ -6,12 +6,15 @@ silence into `CommandError`s that say what to do next. Names of jobs become ids 
 
 import asyncio
 import json
+import os
 import re
 import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before gRPC reads it: no log on our stderr
 
 import grpc
 
@@ -29,6 +32,25 @@ DEFAULT_PORT = DEFAULT_SERVER.rpartition(":")[2]
 KNOCKS = 15
 KNOCK_PAUSE_S = 0.1
 _START_ONE = "Start one with `lepton daemon`, or name one by --server or LEPTON_SERVER."
+
+_NO_CONNECTION = "failed to connect to all addresses"  # gRPC's words, not the daemon's
+_TLS_TROUBLE = (
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "shows a certificate that nobody here vouches for",
+        "--ca (or LEPTON_CA) must name the authority that signed it.",
+    ),
+    (
+        "WRONG_VERSION_NUMBER",
+        "does not speak TLS",
+        "Leave out --ca and --cert (and LEPTON_CA, LEPTON_CERT), or name another server.",
+    ),
+    (
+        "Socket closed",
+        "hangs up on us",
+        "It may want TLS: give --ca (or LEPTON_CA).",
+    ),
+)
 
 Result = TypeVar("Result")
 Work = Callable[[Client], Awaitable[Result]]
@@ -130,9 +152,7 @@ def command_error(error: ClientError, server: str) -> CommandError:
     """Return what to tell the user about a refusal or a silence."""
     code = error.code
     if code is grpc.StatusCode.UNAVAILABLE:
-        return CommandError(
-            f"no daemon answers at {server}: {_first_line(error.message)}", hint=_START_ONE
-        )
+        return _unavailable(error.message, server)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return CommandError(
             f"the daemon at {server} did not answer in time",
@@ -155,8 +175,15 @@ def command_error(error: ClientError, server: str) -> CommandError:
     return CommandError(f"{field}{error.message}")
 
 
-def _first_line(text: str) -> str:
-    return text.splitlines()[0][:200] if text else "unavailable"
+def _unavailable(message: str, server: str) -> CommandError:
+    """Tell apart a daemon that cannot serve now, one that talks otherwise, and none at all."""
+    if _NO_CONNECTION not in message:
+        return CommandError(message, hint="Reads may still work; try again in a while.")
+    for sign, problem, hint in _TLS_TROUBLE:
+        if sign in message:
+            return CommandError(f"{server} {problem}", hint=hint)
+    cause = message.rpartition("last error: ")[2].splitlines()[0][:200]
+    return CommandError(f"no daemon answers at {server}: {cause}", hint=_START_ONE)
 
 
 async def job_id_of(client: Client, name: str, *, to_change: bool = False) -> str:

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Annotated, Any, NamedTuple, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import CompletionItem, TyperGroup  # type: ignore[attr-defined]
 
 from scheduler.cli.command import LeptonCommand, shared_params, write_options, write_text
 from scheduler.cli.errors import EXIT_CODES_HELP, CommandError, ExitCode, ReaderGone
@@ -87,6 +87,12 @@ class LeptonGroup(TyperGroup):
         write_options(formatter, self.get_params(ctx), ctx)
         with formatter.section("Exit codes"):
             formatter.write_dl([(f"{code:<9}", meaning) for code, meaning in EXIT_CODES_HELP])
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:  # noqa: ANN401
+        """Offer verbs, without importing them, and options."""
+        verbs = [verb for verb in VERBS.values() if verb.name.startswith(incomplete)]
+        items = [CompletionItem(verb.name, help=verb.summary) for verb in verbs]
+        return [*items, *super(TyperGroup, self).shell_complete(ctx, incomplete)]
 
     def main(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401
         """Run a command line and exit."""

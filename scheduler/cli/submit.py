@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from scheduler.cli.command import LeptonCommand
-from scheduler.cli.completion import complete_live_job, complete_queue
+from scheduler.cli.completion import complete_condition, complete_queue
 from scheduler.cli.settings import Settings
 from scheduler.quantities import (
     MILLI,
@@ -138,7 +138,7 @@ def submit(
             "-d",
             metavar="[ok:|any:|not_ok:]JOB,...",
             help="Start after these ended (well, anyhow or badly).",
-            autocompletion=complete_live_job,
+            autocompletion=complete_condition,
         ),
     ] = None,
     start_after: Annotated[
