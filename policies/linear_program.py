@@ -17,6 +17,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp  # type: igno
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
+Flags = npt.NDArray[np.bool_]
 Coefficients = Any
 """A matrix of rows by variables of the block: an array, a scipy sparse array, or a number."""
 

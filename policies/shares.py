@@ -7,6 +7,7 @@ equal share, which each job would have if the cluster were cut into equal slices
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse  # type: ignore[import-untyped]
 
 from policies.linear_program import Array, Status
 
@@ -55,3 +56,21 @@ def within_limits(fractions: Array, gpus: Array, capacity: Array) -> Array:
     over = usage > capacity
     kept[:, over] *= capacity[over] / usage[over]
     return kept
+
+
+def jobs_within(n_jobs: int, n_types: int) -> sparse.csr_array:
+    """Return the rows that sum each job's time over types; variables are job by job."""
+    return sparse.csr_array(sparse.kron(sparse.eye_array(n_jobs), np.ones((1, n_types))))
+
+
+def types_within(gpus: Array, n_types: int) -> sparse.csr_array:
+    """Return the rows that sum each type's GPUs over jobs; variables are job by job."""
+    return sparse.csr_array(sparse.kron(gpus[None, :], sparse.eye_array(n_types)))
+
+
+def earned_by_jobs(speeds: Array) -> sparse.csr_array:
+    """Return the rows that sum each job's speed over types; variables are job by job."""
+    n_jobs, n_types = speeds.shape
+    starts = np.arange(0, speeds.size + 1, n_types)
+    shape = (n_jobs, speeds.size)
+    return sparse.csr_array((speeds.ravel(), np.arange(speeds.size), starts), shape=shape)

@@ -1,0 +1,158 @@
+"""Water filling: max-min fairness again among those whom the cluster does not hold back.
+
+Yields the lexicographic optimum: the least level as high as possible, then the next, and so on
+(Gavel, OSDI '20, section 4.3, freezes one bottleneck after another with integer programs).
+
+Here a round ends with GPU types that have a price. Their jobs are frozen: the price times the
+capacity is exactly what their levels cost, so nobody else can ever get time on these types. So
+there are at most as many rounds as types, however many jobs. Within a round, jobs that reach
+their own full speed are not waited for: they keep it while the others rise.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq  # type: ignore[import-untyped]
+
+from policies.level_program import Level, largest_level, shares_from
+from policies.linear_program import Array, Flags, Status, classes_of
+from policies.shares import Shares, equal_share
+
+REACHED = 1 - 1e-8
+"""The part of all requirements that counts as all of them."""
+PRICED = 1e-5
+"""The part of all prices from which a type counts as priced. Too high costs a round only."""
+MAX_CUTS = 60
+
+
+def water_filling_shares(
+    throughputs: Array, gpus: Array, *, weights: Array, capacity: Array
+) -> Shares:
+    """Maximise the levels of `max_min_shares` lexicographically; the least is the value."""
+    jobs = classes_of(throughputs, gpus, weights)
+    speeds, gpus_of = np.where(capacity > 0, throughputs[jobs.first], 0.0), gpus[jobs.first]
+    slope = weights[jobs.first] * (speeds @ equal_share(gpus, capacity)) / gpus_of
+    least = largest_level(speeds, gpus_of, capacity=capacity, slope=slope, copies=jobs.copies)
+    if least.status is not Status.OPTIMAL or not np.isfinite(least.level):
+        return shares_from(least, jobs.of_row, gpus=gpus, capacity=capacity)
+    water = _Water(
+        speeds=speeds.copy(),
+        gpus=gpus_of,
+        copies=jobs.copies,
+        capacity=capacity,
+        slope=slope,
+        frozen=np.logical_not((speeds > 0).any(axis=1)),
+        levels=np.zeros(len(slope)),
+        reached=least.level,
+    )
+    level = least
+    for _ in range(len(capacity)):
+        if water.frozen.all() or level.status is not Status.OPTIMAL:
+            break
+        level = water.rise(speeds)
+    return Shares(
+        fractions=level.fractions[jobs.of_row],
+        value=least.level,
+        status=level.status,
+        prices=least.prices,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Water:
+    """The levels so far. Open jobs see only the types that have no price yet."""
+
+    speeds: Array
+    gpus: Array
+    copies: Array
+    capacity: Array
+    slope: Array
+    frozen: Flags
+    levels: Array
+    reached: float
+
+    def rise(self, speeds: Array) -> Level:
+        """Raise the open jobs until types get a price, and freeze who needs these types.
+
+        Whether a level can be had is told by the part of its requirements that can; if not
+        all, the prices bound the level from above, which is the next to try.
+        """
+        tried = float(self._full()[~self.frozen].max())
+        prices, level = None, self._solve(self.required(tried))
+        for _ in range(MAX_CUTS):
+            if level.status is not Status.OPTIMAL or level.level >= REACHED:
+                break
+            affordable = self._affordable(level.prices, tried)
+            if affordable >= tried:
+                break
+            tried, prices = affordable, level.prices
+            level = self._solve(self.required(tried))
+        # Levels that the last digits did not allow would make the next round infeasible.
+        self.levels = self.required(tried) / self._slope_or_one() * min(level.level, 1.0)
+        self.reached = tried
+        self._freeze(speeds, prices)
+        return level
+
+    def required(self, level: float) -> Array:
+        """Return the speeds for a level: their full speed for those who reach it before."""
+        open_at = np.minimum(level, self._full())
+        return np.where(self.frozen, self.levels, open_at) * self.slope
+
+    def _slope_or_one(self) -> Array:
+        return np.where(self.slope > 0, self.slope, 1.0)
+
+    def _full(self) -> Array:
+        full: Array = self.speeds.max(axis=1) / self._slope_or_one()
+        return full
+
+    def _solve(self, required: Array) -> Level:
+        return largest_level(
+            self.speeds,
+            self.gpus,
+            capacity=self.capacity,
+            slope=required,
+            copies=self.copies,
+        )
+
+    def _affordable(self, prices: Array, above: float) -> float:
+        """Return the level at which the cheapest ways cost what all GPUs are worth."""
+        there = float(prices @ self.capacity)
+
+        def over(level: float) -> float:
+            costs = _cheapest(self.speeds, self.gpus, prices, self.required(level))
+            return float(self.copies @ costs) - there
+
+        if over(above) <= 0 or over(self.reached) >= 0:
+            return above if over(above) <= 0 else self.reached
+        return float(brentq(over, self.reached, above, xtol=1e-14 * above, rtol=1e-13))
+
+    def _freeze(self, speeds: Array, prices: Array | None) -> None:
+        if prices is None:
+            self.frozen[:] = True
+            return
+        worth = prices * self.capacity
+        unpriced = worth < PRICED * worth.sum()
+        still = ~self.frozen & (
+            (self.speeds[:, unpriced].max(axis=1, initial=0.0) / self._slope_or_one())
+            > self.reached
+        )
+        newly = ~self.frozen & ~still
+        self.frozen |= newly
+        self.speeds[newly] = speeds[newly]
+        self.speeds[np.ix_(still, ~unpriced)] = 0.0
+
+
+def _cheapest(speeds: Array, gpus: Array, prices: Array, required: Array) -> Array:
+    """Return the least price of time, on one type or mixed from two, that earns the speed."""
+    # Idle is a type of speed 0 and price 0, so that every way is a mix of two.
+    earns = [np.zeros(len(gpus)), *speeds.T]
+    costs = [np.zeros(len(gpus)), *(price * gpus for price in prices)]
+    least = np.where(required > 0, np.inf, 0.0)
+    enough = required * (1 - 1e-12)
+    for fast, fast_cost in zip(earns, costs, strict=True):
+        for slow, slow_cost in zip(earns, costs, strict=True):
+            fits = (slow < enough) & (enough <= fast)
+            gap = np.where(fits, fast - slow, 1.0)
+            mixed = slow_cost + (fast_cost - slow_cost) * (required - slow) / gap
+            np.minimum(least, mixed, out=least, where=fits)
+    return least
