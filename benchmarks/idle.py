@@ -1,16 +1,17 @@
 """What an idle daemon costs: time to serve, memory, and CPU while 200 nodes report.
 
 A real daemon with 200 declared nodes of 8 GPUs; another process plays their 200 agents, each
-reporting all its GPUs every 10 s. The baseline is a bare process that serves nothing with
-grpc.aio and numpy imported, measured in the same run.
+over a connection of its own, reporting all its GPUs when it is asked to: every 10 s. The
+baseline, measured in the same run, is a bare grpc.aio server with numpy imported that answers
+the same reports and does nothing else.
 
     python benchmarks/idle.py [--seconds 20]
 """
 
 import argparse
 import asyncio
-import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,35 +35,39 @@ LEPTON = [sys.executable, "-c", "from scheduler.cli.main import main; main()"]
 BARE = """
 import asyncio
 import grpc.aio, numpy
+from scheduler.wire import agent_pb2, agent_pb2_grpc
 
-async def main():
+class Agent(agent_pb2_grpc.AgentServicer):
+    async def Report(self, request, context):
+        return agent_pb2.ReportResponse(next_report_in_s=10.0)
+
+async def serve():
     server = grpc.aio.server()
-    server.add_insecure_port("127.0.0.1:0")
+    agent_pb2_grpc.add_AgentServicer_to_server(Agent(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    print("serving", flush=True)
+    print(f"serves on 127.0.0.1:{port}", flush=True)
     await asyncio.sleep(3600)
 
-asyncio.run(main())
+asyncio.run(serve())
 """
-READY = "serv"
-"""What both print, in a line, once they serve."""
+READY = re.compile(r"serves on ([0-9.:]+)")
+"""What both print once they serve."""
 
 
 @contextmanager
-def serving(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], float]]:
-    """Run a command; yield its process and how long it took to say that it serves."""
+def serving(command: list[str]) -> Iterator[tuple[int, str, float]]:
+    """Run a server; yield its pid, its address, and how long it took to serve."""
     start_s = time.monotonic()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
     try:
-        for line in process.stdout:
-            if READY in line:
-                break
-        else:
-            raise RuntimeError(f"{command[-1]} ended instead of serving")
-        yield process, time.monotonic() - start_s
+        ready = next(filter(None, map(READY.search, process.stdout)), None)
+        if ready is None:
+            raise RuntimeError("it ended instead of serving")
+        yield process.pid, ready[1], time.monotonic() - start_s
     finally:
         process.terminate()
         process.wait(30)
@@ -73,14 +78,18 @@ def fastest_start_s(command: list[str]) -> float:
     """Return the best of some starts: the others waited for the machine."""
     starts_s = []
     for _ in range(START_TRIES):
-        with serving(command) as (_, took_s):
+        with serving(command) as (_, _, took_s):
             starts_s.append(took_s)
     return min(starts_s)
 
 
-def figures(process: subprocess.Popen[str], seconds: float) -> tuple[float, float]:
-    """Return resident MiB, and the fraction of a core used over some seconds."""
-    watched = psutil.Process(process.pid)
+def figures(command: list[str], seconds: float) -> tuple[float, float]:
+    """Return a server's resident MiB, and the fraction of a core used, with all agents on."""
+    with serving(command) as (pid, address, _), agents(address):
+        return measured(psutil.Process(pid), seconds)
+
+
+def measured(watched: psutil.Process, seconds: float) -> tuple[float, float]:
     before, start_s = watched.cpu_times(), time.monotonic()
     time.sleep(seconds)
     after, took_s = watched.cpu_times(), time.monotonic() - start_s
@@ -89,18 +98,20 @@ def figures(process: subprocess.Popen[str], seconds: float) -> tuple[float, floa
 
 
 async def play_agents(address: str) -> None:
-    """Report for every node, each at its own moment of the interval, for ever."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    """Report for every node over its own connection, when asked to, for ever."""
+    await asyncio.gather(*(play_agent(address, number) for number in range(N_NODES)))
+
+
+async def play_agent(address: str, number: int) -> None:
+    """Report for one node; the first reports of all nodes come spread over the interval."""
+    await asyncio.sleep(10.0 * number / N_NODES)
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(address, options=own_connection) as channel:
         agent = agent_pb2_grpc.AgentStub(channel)
-
-        async def play(number: int) -> None:
-            request = request_of(number)
-            await asyncio.sleep(10.0 * number / N_NODES)
-            while True:
-                response = await agent.Report(request)
-                await asyncio.sleep(response.next_report_in_s)
-
-        await asyncio.gather(*map(play, range(N_NODES)))
+        request = request_of(number)
+        while True:
+            response = await agent.Report(request, wait_for_ready=True)
+            await asyncio.sleep(response.next_report_in_s)
 
 
 def request_of(number: int) -> agent_pb2.ReportRequest:
@@ -122,7 +133,7 @@ def agents(address: str) -> Iterator[None]:
     """Play all agents in a process of their own."""
     process = subprocess.Popen([sys.executable, __file__, "--agents", address])
     try:
-        time.sleep(10.0)  # the first report of every node is behind us then
+        time.sleep(12.0)  # the first report of every node is behind us then
         if process.poll() is not None:
             raise RuntimeError("the agents ended early")
         yield
@@ -155,12 +166,8 @@ def measure(folder: Path, seconds: float) -> None:
     bare = [sys.executable, "-c", BARE]
     size = f"{N_NODES} nodes x {N_GPUS} GPUs"
     bare_start_s, start_s = fastest_start_s(bare), fastest_start_s(daemon)
-    with serving(bare) as (process, _):
-        bare_mib, bare_fraction = figures(process, min(seconds, 5.0))
-    with serving(daemon) as (process, _):
-        address = json.loads((folder / "state" / "daemon.json").read_text())["address"]
-        with agents(address):
-            mib, fraction = figures(process, seconds)
+    bare_mib, bare_fraction = figures(bare, seconds)
+    mib, fraction = figures(daemon, seconds)
     report(
         NAME,
         "start to serving",
@@ -193,7 +200,7 @@ def measure(folder: Path, seconds: float) -> None:
         better="lower",
         goal=0.01,
         goal_of="value",
-        baseline="bare grpc.aio + numpy, without reports",
+        baseline="bare grpc.aio + numpy",
         baseline_value=bare_fraction,
         size=f"{size}, every 10 s",
     )

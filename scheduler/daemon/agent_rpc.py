@@ -21,6 +21,9 @@ from scheduler.wire import agent_pb2, cluster_pb2
 
 REPORT_INTERVAL_S = 10.0
 """How often agents are asked to report: often enough to see a GPU fail within a cycle."""
+SLOT_S = 1.0
+"""Reports are asked for at multiples of this. Waking up is most of what a lone request costs,
+so many at one moment cost the daemon a fraction of the same many spread evenly."""
 
 
 class AgentService:
@@ -44,7 +47,11 @@ class AgentService:
         _check(request, len(node.node.gpus))
         self._keep(node, request)
         await self._note_health(node, request)
-        return agent_pb2.ReportResponse(next_report_in_s=REPORT_INTERVAL_S)
+        return agent_pb2.ReportResponse(next_report_in_s=self._next_report_in_s())
+
+    def _next_report_in_s(self) -> float:
+        now_s = self._daemon.clock.now_s()
+        return round((now_s + REPORT_INTERVAL_S) / SLOT_S) * SLOT_S - now_s
 
     def _keep(self, node: NodeView, request: agent_pb2.ReportRequest) -> None:
         now_s = self._daemon.clock.now_s()
