@@ -373,7 +373,7 @@ class Chaos:
         getattr(self, self.pick(self.STEPS))()
 
     def restart(self) -> None:
-        """Go on from a dump; the replay at the end then also tells whether that made a change."""
+        """Go on from a dump; the replay at the end tells whether that made a change."""
         check_restore(self.engine, self.cluster.policy, self.now_s())
         self.engine = self.cluster.engine = Engine.restore(self.engine.dump())
 
