@@ -66,6 +66,7 @@ class FakeCluster(cluster_pb2_grpc.ClusterServicer):
         self.chunks: list[pb.LogChunk] = []
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         self.page_size = 1000
+        self.submits_allowed = 1000
         self.stopped = threading.Event()
 
     def of(self, kind: type) -> list[Any]:
@@ -79,7 +80,10 @@ class FakeCluster(cluster_pb2_grpc.ClusterServicer):
 
     def SubmitJob(self, request, context):  # noqa: N802
         self._took(request, context)
-        job_id = str(100 + len(self.of(pb.SubmitJobRequest)))
+        number = len(self.of(pb.SubmitJobRequest))
+        if number > self.submits_allowed:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no more")
+        job_id = str(100 + number)
         n = request.spec.array_size
         self.jobs.setdefault(job_id, job(job_id, name=request.spec.name))
         return pb.SubmitJobResponse(

@@ -368,6 +368,20 @@ def test_jobs_of_a_file_are_submitted_with_the_ids_of_those_before(
     assert {clean.queue, train.queue} == {"batch"}
 
 
+def test_what_was_submitted_is_told_although_the_rest_was_refused(
+    cluster: FakeCluster, tmp_path: Path
+):
+    path = tmp_path / "two.yaml"
+    path.write_text("{name: a, command: x}\n---\n{name: b, command: y}\n")
+    cluster.submits_allowed = 1
+
+    result = lepton("submit", "--parsable", str(path), cluster=cluster)
+
+    assert (result.exit_code, result.stdout) == (1, "101\n")
+    assert "Not submitted: b." in result.stderr
+    assert "no more" in result.stderr
+
+
 def test_a_job_may_come_from_stdin(cluster: FakeCluster):
     assert lepton("submit", "-", cluster=cluster, stdin="command: x\n").exit_code == 0
     assert cluster.of(pb.SubmitJobRequest)[0].spec.name == "stdin"
@@ -685,12 +699,20 @@ def test_a_token_comes_from_a_file(cluster: FakeCluster, tmp_path: Path):
 # Help and completion
 
 
-def test_every_verb_has_help_with_examples():
-    for verb in VERBS.values():
-        if not verb.is_local and verb.name != "queue":
-            result = lepton(verb.name, "--help")
-            assert result.exit_code == 0, verb.name
-            assert "Examples:\n" in result.stdout, verb.name
+FAMILIES = {"queue": ("put", "delete"), "config": ("check", "schema", "token")}
+HELPED = [
+    *((verb.name,) for verb in VERBS.values() if not verb.is_local and verb.name != "queue"),
+    *((family, verb) for family, verbs in FAMILIES.items() for verb in verbs),
+]
+
+
+@pytest.mark.parametrize("words", HELPED, ids=" ".join)
+def test_every_verb_has_help_with_examples_that_fits_a_terminal(words: tuple[str, ...]):
+    result = lepton(*words, "--help")
+
+    assert result.exit_code == 0
+    assert "Examples:\n" in result.stdout
+    assert [line for line in result.stdout.splitlines() if len(line) > 80] == []
 
 
 def test_the_help_names_every_verb_and_exit_code():

@@ -343,3 +343,10 @@ def test_amounts_are_shown_as_people_read_them():
         "4Gi",
         "1.5Gi",
     ]
+
+
+def test_the_job_file_in_the_documentation_is_one():
+    text = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    example = text.partition("```yaml\n")[2].partition("```")[0]
+
+    assert [job.spec.name for job in parsed(example)] == ["prepare", "train"]

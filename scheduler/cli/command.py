@@ -1,5 +1,6 @@
 """A verb of the command line: how its help looks, and the options it shares with all others."""
 
+import textwrap
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ class LeptonCommand(TyperCommand):
     """A verb: its help is printed as it is written, shared options apart from its own."""
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
-        """Write the docstring as it is: it is laid out for people."""
+        """Write the docstring, keeping its examples as they are."""
         write_text(formatter, self.help or "")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
@@ -27,7 +28,7 @@ class LeptonFamily(TyperGroup):
     """A verb with verbs of its own, as `lepton queue put`."""
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
-        """Write the docstring as it is."""
+        """Write the docstring."""
         write_text(formatter, self.help or "")
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
@@ -41,10 +42,12 @@ class LeptonFamily(TyperGroup):
 
 
 def write_text(formatter: Any, text: str) -> None:  # noqa: ANN401
-    """Write text with its own line breaks."""
-    if text:
-        lines = (f"  {line}".rstrip() for line in text.splitlines())
-        formatter.write("\n" + "\n".join(lines) + "\n")
+    """Write paragraphs filled to the width, those with indented lines as they are."""
+    for paragraph in filter(None, text.split("\n\n")):
+        lines = paragraph.splitlines()
+        if not any(line.startswith(" ") for line in lines):
+            lines = textwrap.wrap(paragraph, formatter.width - 2, break_on_hyphens=False)
+        formatter.write("\n" + "".join(f"  {line}\n" for line in lines))
 
 
 def write_options(formatter: Any, params: list[Any], ctx: Any) -> None:  # noqa: ANN401

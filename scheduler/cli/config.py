@@ -28,7 +28,7 @@ def config() -> None:
 
 @app.command(cls=LeptonCommand)
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="YAML files.")],
     kind: Annotated[
         FileKind | None,
         typer.Option(help="What they are; without it, the fields in them tell."),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Jobs = Annotated[
     list[str],
-    typer.Argument(metavar="JOB...", help="Ids or names.", autocompletion=complete_live_job),
+    typer.Argument(metavar="JOB", help="Ids or names.", autocompletion=complete_live_job),
 ]
 Job = Annotated[
     str, typer.Argument(metavar="JOB", help="Id or name.", autocompletion=complete_live_job)
@@ -31,7 +31,7 @@ def cancel(ctx: typer.Context, names: Jobs) -> None:
     Examples:
       lepton cancel 17
       lepton cancel 17_3 train
-      lepton jobs --mine --phase pending -o json | jq -r '.jobs[].id' | xargs lepton cancel
+      lepton jobs --mine -o json | jq -r '.jobs[].id' | xargs lepton cancel
     """
     _change(ctx, names, lambda client, job_id: client.cancel(job_id), "Cancelled")
 

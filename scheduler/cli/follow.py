@@ -28,9 +28,7 @@ def wait(
     ctx: typer.Context,
     names: Annotated[
         list[str],
-        typer.Argument(
-            metavar="JOB...", help="Ids or names.", autocompletion=complete_live_job
-        ),
+        typer.Argument(metavar="JOB", help="Ids or names.", autocompletion=complete_live_job),
     ],
     timeout: Annotated[
         float | None,
@@ -182,7 +180,7 @@ def watch(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[JOB...]", help="Ids or names; none: all.", autocompletion=complete_job
+            metavar="JOB", help="Ids or names; none: all.", autocompletion=complete_job
         ),
     ] = None,
     queue: Annotated[
@@ -202,7 +200,7 @@ def watch(
     Examples:
       lepton watch
       lepton watch 17 18
-      lepton watch -o json | jq --unbuffered 'select(.job.phase=="failed") | .job.id'
+      lepton watch -o json | jq --unbuffered '.job | {id, phase, reason}'
     """
     from scheduler.cli.connection import job_id_of, run
 

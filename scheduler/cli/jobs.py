@@ -144,7 +144,7 @@ def jobs(
 
     Examples:
       lepton jobs                                   what runs and waits
-      lepton jobs --all --since 1d --sort -submitted    the last day, newest first
+      lepton jobs --since 1d --sort -submitted      the last day, newest first
       lepton jobs --phase running,pending -u ada -o wide
       lepton jobs --filter 'priority>=10 AND label.team=nlp'
       lepton jobs -a -o json | jq '.jobs[] | select(.exit_code==1) | .id'
@@ -242,7 +242,7 @@ def job(
     ctx: typer.Context,
     names: Annotated[
         list[str],
-        typer.Argument(metavar="JOB...", help="Ids or names.", autocompletion=complete_job),
+        typer.Argument(metavar="JOB", help="Ids or names.", autocompletion=complete_job),
     ],
 ) -> None:
     """Show jobs: how they are, what they asked for and their tasks.

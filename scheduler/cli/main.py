@@ -76,7 +76,7 @@ class LeptonGroup(TyperGroup):
         return list(self.commands)
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
-        """Write the docstring as it is."""
+        """Write the docstring."""
         write_text(formatter, self.help or "")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
@@ -214,10 +214,11 @@ def lepton(
 ) -> None:
     """Lepton schedules GPU training and inference.
 
-    lepton daemon                            start the daemon on this machine
-    lepton submit --gpus 2 -- python train.py    run a command when 2 GPUs are free
-    lepton jobs                              see what runs and what waits
-    lepton explain 17                        why job 17 waits, and until when
+    Examples:
+      lepton daemon                              start the daemon on this machine
+      lepton submit --gpus 2 -- python train.py  run it when 2 GPUs are free
+      lepton jobs                                see what runs and what waits
+      lepton explain 17                          why job 17 waits, until when
     """
 
 

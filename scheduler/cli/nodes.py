@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Nodes = Annotated[
     list[str],
-    typer.Argument(metavar="NODE...", help="Names of nodes.", autocompletion=complete_node),
+    typer.Argument(metavar="NODE", help="Names of nodes.", autocompletion=complete_node),
 ]
 
 

@@ -76,7 +76,10 @@ def print_data(
     if form is Format.YAML:
         import yaml
 
-        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10**9)
+        dumper = getattr(
+            yaml, "CSafeDumper", yaml.SafeDumper
+        )  # C is optional, and twice as fast
+        text = yaml.dump(data, Dumper=dumper, sort_keys=False, allow_unicode=True, width=10**9)
         say(("---\n" if line else "") + text.rstrip("\n"))
     else:
         say(json.dumps(data, ensure_ascii=False, indent=None if line else 2))

@@ -66,7 +66,7 @@ def submit(
     ctx: typer.Context,
     files: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FILE...", help="Job files in YAML; - for stdin.", hidden=True),
+        typer.Argument(metavar="FILE", help="Job files in YAML; - for stdin.", hidden=True),
     ] = None,
     name: Annotated[
         str | None,
@@ -222,11 +222,11 @@ def submit(
 
     Examples:
       lepton submit train.yaml
-      lepton submit --gpus 2 --time 4h --name resnet -- python train.py --epochs 90
+      lepton submit --gpus 2 --time 4h --name resnet -- python train.py
       lepton submit --gpu-fraction 0.25 --memory 4Gi -- python serve.py
-      lepton submit --tasks 4 --gpus 8 --gpu-type H100 --priority 10 train.yaml --dry-run
+      lepton submit --tasks 4 --gpus 8 --gpu-type H100 train.yaml --dry-run
       id=$(lepton submit --parsable prepare.yaml)
-      lepton submit --after ok:$id --array 10 --follow -- sh -c 'echo $LEPTON_ARRAY_INDEX'
+      lepton submit --after ok:$id --array 10 -- sh -c 'echo $LEPTON_ARRAY_INDEX'
     """
     from scheduler.cli.spec_options import SpecOptions
     from scheduler.cli.submitting import (
