@@ -46,6 +46,14 @@ def _from_file(value: Path, info: ValidationInfo) -> Path:
     return (folder / value.expanduser()).absolute()
 
 
+def _known_policy(value: str) -> str:
+    from policies.registry import POLICIES  # numpy comes with it: only if there is a config
+
+    if value not in POLICIES:
+        raise ValueError(f"must be one of {', '.join(POLICIES)}, not {value!r}")
+    return value
+
+
 HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
 """`HOST:PORT`; port 0 takes a free one, told in `daemon.json`."""
 FilePath = Annotated[Path, AfterValidator(_from_file)]
@@ -157,7 +165,7 @@ class DaemonConfig(_Section):
     listen: HostAndPort = DEFAULT_LISTEN
     web_listen: HostAndPort | None = DEFAULT_WEB_LISTEN  # metrics and health; null: off
     folder: FilePath = Field(default_factory=lambda: platformdirs.user_state_path("lepton"))
-    policy: Name = "priority"
+    policy: Annotated[str, AfterValidator(_known_policy)] = "priority"
     cycle_s: PositiveFloat = 10.0  # the longest time between two decisions
     debounce_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.01
     dump_every_events: PositiveInt = 50_000

@@ -92,6 +92,8 @@ async def test_the_members_of_a_gang_know_each_other(shared: DaemonProcess, clie
 
 async def test_metrics_and_health_are_served(shared: DaemonProcess, client: Client):
     await client.wait((await client.submit(shell_spec("true"))).job_id)
+    with pytest.raises(ClientError):
+        await client.job("999")
     status, text = await asyncio.to_thread(get, shared, "/metrics")
     assert status == 200
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[:1] != "#")
@@ -101,6 +103,9 @@ async def test_metrics_and_health_are_served(shared: DaemonProcess, client: Clie
     assert float(lines["lepton_journal_seconds_count"]) >= 1
     assert lines['lepton_gpus{state="all",type="T4"}'] == "2.0"
     assert lines["lepton_degraded"] == "0.0"
+    assert float(lines['lepton_rpcs_total{code="OK",method="SubmitJob"}']) >= 1
+    assert float(lines['lepton_rpcs_total{code="NOT_FOUND",method="GetJob"}']) >= 1
+    assert float(lines['lepton_rpc_seconds_count{method="SubmitJob"}']) >= 1
     assert await asyncio.to_thread(get, shared, "/healthz") == (200, "ok\n")
     assert await asyncio.to_thread(get, shared, "/readyz") == (200, "ready\n")
 
@@ -224,7 +229,7 @@ async def test_a_second_daemon_on_one_address_is_refused(tmp_path: Path):
     ("text", "message"),
     [
         ("cycel_s: 1\n", "lepton.yaml:1: cycel_s: is not a known field; did you mean cycle_s?"),
-        ("policy: best\n", "policy: is 'best'; must be one of fifo, priority"),
+        ("policy: best\n", "lepton.yaml:1: policy: must be one of fifo, "),
         ("listen: 0.0.0.0:0\n", "security.tls_cert: is required to listen on 0.0.0.0:0"),
         ("web_listen: 0.0.0.0:0\nlisten: 127.0.0.1:0\n", "web_listen: must be on loopback"),
     ],

@@ -75,9 +75,8 @@ class Daemon:
         self.unplaced: Mapping[JobId, Unplaced] = {}
         self.started_at_s = clock.now_s()
         self.news = asyncio.Event()  # something a decision may depend on has changed
-        self.failed: asyncio.Future[NoReturn] = (
-            asyncio.get_running_loop().create_future()
-        )  # by a bug: the state is lost
+        # Set when a bug leaves the state in doubt: whoever runs the daemon must end it.
+        self.failed: asyncio.Future[NoReturn] = asyncio.get_running_loop().create_future()
         self._last_at_s = 0.0
         self._facts: deque[Event] = deque()
         self._has_facts = asyncio.Event()
@@ -195,15 +194,18 @@ class Daemon:
                 done.set_exception(error)
             return
         self.metrics.appended(n_events=len(events), took_s=self.clock.monotonic_s() - start_s)
+        outcomes: list[Outcome] = []
         try:
-            outcomes = [self._observe(event) for event in events]
-        except Exception as bug:
-            # Whatever it is, the state can no longer be trusted: see `serving`.
             if not self.failed.done():
-                self.failed.set_exception(bug)
-            done.cancel()
+                outcomes = [self._observe(event) for event in events]
+        except Exception as bug:
+            self.failed.set_exception(bug)
+        if done.done():  # whoever asked has left
             return
-        if not done.done():  # else whoever asked has left
+        if self.failed.done():
+            # It is durable, so a repeat after the restart gets the answer.
+            done.set_exception(JournalUnavailable("the daemon has failed and will restart"))
+        else:
             done.set_result(outcomes)
 
     # Out

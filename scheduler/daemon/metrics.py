@@ -85,7 +85,7 @@ class Metrics:
         )
         self._rpc_s = Histogram(
             "lepton_rpc_seconds",
-            "Unary calls, by method",
+            "Calls with one answer, by method",
             ["method"],
             registry=registry,
             buckets=_SECONDS,

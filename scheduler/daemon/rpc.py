@@ -65,7 +65,7 @@ class GrpcServer:
         limits = Limits.from_config(daemon.config.limits)
         self._guard = guard
         self._listen = daemon.config.listen
-        self._calls = Calls(guard, audit)
+        self._calls = Calls(guard, audit, metrics=daemon.metrics, clock=daemon.clock)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=_options(limits), maximum_concurrent_rpcs=limits.max_concurrent_rpcs

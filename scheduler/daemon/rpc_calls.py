@@ -14,8 +14,10 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from scheduler.clock import Clock
 from scheduler.core.errors import InvalidInput
 from scheduler.daemon.audit import AuditLog
+from scheduler.daemon.metrics import Metrics
 from scheduler.daemon.rpc_errors import Failure, RpcRefused, failure_of, trailers_of
 from scheduler.daemon.security import Caller, Guard
 
@@ -45,9 +47,13 @@ class Audited:
 class Calls:
     """Turns the methods of services into handlers of a gRPC server."""
 
-    def __init__(self, guard: Guard, audit: AuditLog) -> None:
+    def __init__(
+        self, guard: Guard, audit: AuditLog, *, metrics: Metrics, clock: Clock
+    ) -> None:
         self._guard = guard
         self._audit = audit
+        self._metrics = metrics
+        self._clock = clock
         self._streams: set[asyncio.Task[Any]] = set()
         self._is_stopping = False
 
@@ -85,7 +91,9 @@ class Calls:
             return await _abort(context, failure)
 
         return grpc.unary_unary_rpc_method_handler(
-            handle, request_deserializer=_parser(kind), response_serializer=_serialized
+            self._counted(kind, handle),
+            request_deserializer=_parser(kind),
+            response_serializer=_serialized,
         )
 
     def server_stream(
@@ -141,8 +149,33 @@ class Calls:
             return await _abort(context, failure)
 
         return grpc.stream_unary_rpc_method_handler(
-            handle, request_deserializer=_parser(kind), response_serializer=_serialized
+            self._counted(kind, handle),
+            request_deserializer=_parser(kind),
+            response_serializer=_serialized,
         )
+
+    def _counted(
+        self, kind: type[Request], handle: Callable[[Any, Context], Awaitable[Response]]
+    ) -> Callable[[Any, Context], Awaitable[Response]]:
+        """Return the handler with its answers counted and timed."""
+        name = kind.__name__.removesuffix("Request")
+
+        async def counted(request: Request | None, context: Context) -> Response:
+            start_s = self._clock.monotonic_s()
+            code = grpc.StatusCode.CANCELLED.name
+            try:
+                response = await handle(request, context)
+            except grpc.aio.AbortError:
+                code = context.code().name
+                raise
+            else:
+                code = grpc.StatusCode.OK.name
+                return response
+            finally:
+                took_s = self._clock.monotonic_s() - start_s
+                self._metrics.called(name, code, took_s=took_s)
+
+        return counted
 
     def note(
         self, call: Call, what: str, target: str, result: str, *, detail: str = ""

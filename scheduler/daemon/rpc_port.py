@@ -12,6 +12,7 @@ from scheduler.core.plan import Accepted, Outcome, Rejected, Unplaced
 from scheduler.core.ports import Executor, Policy
 from scheduler.core.records import JobRecord
 from scheduler.daemon.job_store import JobStore
+from scheduler.daemon.metrics import Metrics
 from scheduler.daemon.rpc_errors import CommandRefused
 from scheduler.daemon.telemetry import Telemetry
 from scheduler.daemon.watch import WatchHub
@@ -47,6 +48,10 @@ class DaemonPort(Protocol):
     @property
     def telemetry(self) -> Telemetry:
         """The latest figures of GPUs."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where it counts."""
 
     @property
     def executor(self) -> Executor:
