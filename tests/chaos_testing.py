@@ -7,10 +7,12 @@ generator) is up to the caller, who hands in `pick`.
 import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster_testing import Cluster, check_books, check_jobs, check_restore, node_of, role_of
 
+from policies.registry import policy_named
 from scheduler.core.cycle import decide
 from scheduler.core.engine import Engine
 from scheduler.core.events import (
@@ -119,7 +121,8 @@ class Chaos:
 
     def __init__(self, pick: Pick, *, policy: str = "priority") -> None:
         self.pick = pick
-        self.cluster = Cluster(policy)
+        # So little patience that gangs claim places all the time.
+        self.cluster = Cluster(replace(policy_named(policy), patience_s=20.0))
         self.engine = self.cluster.engine
         self.jobs: list[JobId] = []
         self.plans: list[Plan] = []

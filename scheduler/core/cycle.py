@@ -184,7 +184,7 @@ class _Cycle:
 
     def _start(self, row: int, wants: tuple[Want, ...]) -> Shortfall | None:
         """Start the job on what is free; return what was missing if it does not fit."""
-        members = start_now(self._draft, wants)
+        members = start_now(self._draft, row, wants)
         if isinstance(members, Shortfall):
             return members
         self._placements.append(placement_of(self._snapshot, row, members))
@@ -192,7 +192,9 @@ class _Cycle:
 
     def _hold(self, row: int, wants: tuple[Want, ...]) -> bool:
         """Hold places that others are giving up; return whether they suffice."""
-        if self._draft.later is None or isinstance(hold_later(self._draft, wants), Shortfall):
+        if self._draft.later is None or isinstance(
+            hold_later(self._draft, row, wants), Shortfall
+        ):
             return False
         self._wait_for_release(row)
         return True

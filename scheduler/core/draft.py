@@ -13,7 +13,7 @@ import numpy as np
 
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Shape, Task, TaskPhase
-from scheduler.core.ports import DeviceChoice, NodeScore
+from scheduler.core.ports import ClusterScore, DeviceChoice, NodeScore
 from scheduler.core.snapshot import (
     CPU,
     GPUS,
@@ -49,6 +49,16 @@ class Spot:
     devices: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """A place that a draft gives to a task of a job row."""
+
+    row: int
+    node: int
+    shape: Shape
+    devices: tuple[int, ...]
+
+
 class Space:
     """One set of books over all nodes."""
 
@@ -59,6 +69,7 @@ class Space:
         self._choose_devices = (
             score.choose_devices if isinstance(score, DeviceChoice) else capacity.choose_devices
         )
+        self._sees_other_nodes = isinstance(score, ClusterScore) and score.sees_other_nodes
         self._changed: list[int] = []  # rows, in the order of the changes
         self._candidates: dict[Shape, _Candidates] = {}
 
@@ -158,8 +169,10 @@ class Space:
             self._refresh(known, np.flatnonzero(known.allowed))
         elif known.n_seen < len(self._changed):
             # Packing comes back to the same row again and again; it is scored once.
-            changed = list(set(self._changed[known.n_seen :]))
-            self._refresh(known, np.array(changed, np.intp))
+            changed: Iterable[int] = set(self._changed[known.n_seen :])
+            if self._sees_other_nodes:
+                changed = range(len(self.nodes.nodes))
+            self._refresh(known, np.array(list(changed), np.intp))
             known.n_seen = len(self._changed)
         return known.score
 
@@ -197,6 +210,7 @@ class Draft:
         # Job rows of which this draft asks some, or all, tasks to stop.
         self.is_evicted = np.zeros(len(snapshot.jobs.jobs), np.bool_)
         self.is_ending = np.zeros(len(snapshot.jobs.jobs), np.bool_)
+        self.booked: list[Booked] = []  # what this draft gives, now or later, in order
         for row in np.flatnonzero(snapshot.jobs.n_stopping > 0):
             tasks = snapshot.jobs.tasks[row]
             stopping = [task for task in tasks if task.phase is TaskPhase.STOPPING]

@@ -5,11 +5,13 @@ stop is asked for every job that does not fit. The orders are estimates, never t
 the caller tries them on the books of a draft.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.core.draft import Space
+from scheduler.core.draft import Booked, Space
 from scheduler.core.model import Shape, Task
 from scheduler.core.snapshot import (
     CPU,
@@ -48,6 +50,16 @@ class Holdings:
             share=part,
         )
 
+    def and_of(self, booked: Sequence[Booked]) -> "Holdings":
+        """Return the table with what a draft has given besides."""
+        n_of = Counter(place.row for place in booked)
+        return _merged(
+            np.append(self.row, np.array([p.row for p in booked], np.intp)),
+            np.append(self.node, np.array([p.node for p in booked], np.intp)),
+            np.vstack([self.amount, *(_asks(place.shape) for place in booked)]),
+            np.append(self.share, [1 / n_of[place.row] for place in booked]),
+        )
+
     def of(self, is_meant: BoolColumn) -> "Holdings":
         """Return the holdings of those job rows."""
         kept = is_meant[self.row]
@@ -74,10 +86,7 @@ def holdings_of(snapshot: Snapshot) -> Holdings:
         gang = int(jobs.gang[row])
         asks = by_gang.get(gang)
         if asks is None:
-            asks = by_gang[gang] = {
-                r.name: (r.shape.cpu_milli, r.shape.memory_mib, r.shape.total_gpu_milli)
-                for r in snapshot.gangs[gang]
-            }
+            asks = by_gang[gang] = {r.name: _asks(r.shape) for r in snapshot.gangs[gang]}
         tasks = jobs.tasks[row]
         part = 1 / max(len(tasks), 1)
         for task in tasks:
@@ -95,6 +104,10 @@ def holdings_of(snapshot: Snapshot) -> Holdings:
         np.array(amounts, np.int64).reshape(-1, AMOUNTS),
         np.array(shares, np.float64),
     )
+
+
+def _asks(shape: Shape) -> tuple[int, int, int]:
+    return shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli
 
 
 def _merged(row: Rows, node: Rows, amount: IntColumn, share: FloatColumn) -> Holdings:
@@ -208,8 +221,7 @@ def least_cost(held: Holdings, space: Space, shape: Shape) -> tuple[Rows, FloatC
     starts = np.flatnonzero(_starts(node))
     if not len(starts):
         return starts, np.zeros(0)
-    need = np.array([shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli], np.int64)
-    lacking = np.maximum(need - _free_of(space)[node[starts]], 0)
+    lacking = np.maximum(np.array(_asks(shape)) - _free_of(space)[node[starts]], 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         price = np.where(amount > 0, cost[:, None] / amount, np.inf)
         at_least = np.where(lacking > 0, lacking * np.minimum.reduceat(price, starts), 0.0)
@@ -228,8 +240,7 @@ def _free_of(space: Space) -> IntColumn:
 def _copies(free: IntColumn, shape: Shape) -> IntColumn:
     """Return how many such tasks go into what is free, at the very most."""
     copies = np.full(len(free), 1 << 40)
-    asks = (shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli)
-    for column, ask in enumerate(asks):
+    for column, ask in enumerate(_asks(shape)):
         if ask:
             copies = np.minimum(copies, np.maximum(free[:, column], 0) // ask)
     return copies

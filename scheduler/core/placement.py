@@ -6,7 +6,7 @@ give equal placements. Making room is left to `preemption`.
 
 from dataclasses import dataclass
 
-from scheduler.core.draft import Draft, Space, Spot
+from scheduler.core.draft import Booked, Draft, Space, Spot
 from scheduler.core.model import JobPhase, Shape, TaskId
 from scheduler.core.plan import Bind, Placement
 from scheduler.core.snapshot import PHASE_CODE, Snapshot
@@ -109,22 +109,33 @@ def undo(space: Space, members: list[Member]) -> None:
         space.give(member.spot.row, member.want.shape, member.spot.devices)
 
 
-def start_now(draft: Draft, wants: tuple[Want, ...]) -> list[Member] | Shortfall:
-    """Place a gang on what is free now, and on the later books too."""
+def start_now(draft: Draft, row: int, wants: tuple[Want, ...]) -> list[Member] | Shortfall:
+    """Place the gang of a job row on what is free now, and on the later books too."""
     members = place_gang(draft.now, wants)
-    if draft.later is not None and not isinstance(members, Shortfall):
+    if isinstance(members, Shortfall):
+        return members
+    if draft.later is not None:
         for member in members:
             draft.later.take(member.spot.row, member.want.shape, member.spot.devices)
+    _note(draft, row, members)
     return members
 
 
-def hold_later(draft: Draft, wants: tuple[Want, ...]) -> list[Member] | Shortfall:
+def _note(draft: Draft, row: int, members: list[Member]) -> None:
+    draft.booked += [
+        Booked(row, member.spot.row, member.want.shape, member.spot.devices)
+        for member in members
+    ]
+
+
+def hold_later(draft: Draft, row: int, wants: tuple[Want, ...]) -> list[Member] | Shortfall:
     """Hold places for a gang that waits for others to stop; nobody may take them by then."""
     if draft.later is None:
         return Shortfall(wants[0], 0)
     members = place_gang(draft.later, wants)
     if not isinstance(members, Shortfall):
         draft.now.lower_to(draft.later, {member.spot.row for member in members})
+        _note(draft, row, members)
     return members
 
 

@@ -85,7 +85,7 @@ class Preemption:
             best = self._cheapest_on_one_node(space, alone, held, best)
         for victim in best:
             draft.release(space, victim.row, victim.tasks)
-        held_places = hold_later(draft, wants)
+        held_places = hold_later(draft, row, wants)
         assert not isinstance(held_places, Shortfall)
         return best
 

@@ -25,7 +25,9 @@ class Starving:
         self._draft = draft
         self._patience_s = patience_s
         self._without_hope: set[int] = set()  # gangs that no end of tasks would help
-        self._held: Holdings | None = None  # made when somebody is due
+        self._running: Holdings | None = None  # made when somebody is due
+        self._held: Holdings | None = None  # with the first `n_seen` places of this draft
+        self._n_seen = 0
         self.row: int | None = None  # the job that has the claim
 
     def keep_places(self, row: int, wants: tuple[Want, ...]) -> bool:
@@ -67,35 +69,40 @@ class Starving:
         likely = dict.fromkeys(row for order in found for row in order.rows[: order.n_likely])
         others = dict.fromkeys(row for order in found for row in order.rows)
         for rows in (list(likely), [row for row in others if row not in likely]):
-            for row in rows:
-                draft.release(space, row, draft.snapshot.jobs.tasks[row])
+            self._release(space, rows)
             members = place_gang(space, wants)
             if not isinstance(members, Shortfall):
                 return space, {member.spot.row for member in members}
         return None
 
+    def _release(self, space: Space, rows: list[int]) -> None:
+        """Book the jobs as gone, also those that only start now or later."""
+        for row in rows:
+            self._draft.release(space, row, self._draft.snapshot.jobs.tasks[row])
+        gone = set(rows)
+        for place in self._draft.booked:
+            if place.row in gone:
+                space.give(place.node, place.shape, place.devices)
+
     def _holdings(self) -> Holdings:
         """Return what will be free one day, oldest jobs first: every holder weighs the same."""
-        if self._held is None:
-            snapshot = self._draft.snapshot
-            n_rows = len(snapshot.jobs.jobs)
+        draft, jobs = self._draft, self._draft.snapshot.jobs
+        if self._running is None:
+            self._running = holdings_of(draft.snapshot)
+        if self._held is None or self._n_seen < len(draft.booked):
+            n_rows = len(jobs.jobs)
             rank = np.empty(n_rows, np.intp)
-            rank[np.argsort(snapshot.jobs.sequence, kind="stable")] = np.arange(n_rows)
-            held = holdings_of(snapshot).of(self._will_end())
-            self._held = held.ordered(rank, np.ones(n_rows))
+            rank[np.argsort(jobs.sequence, kind="stable")] = np.arange(n_rows)
+            held = self._running.and_of(draft.booked)
+            self._held = held.of(self._will_end(held)).ordered(rank, np.ones(n_rows))
+            self._n_seen = len(draft.booked)
         return self._held
 
-    def _will_end(self) -> BoolColumn:
+    def _will_end(self, held: Holdings) -> BoolColumn:
         """Return which job rows end by themselves: all but services without a time limit."""
-        draft, jobs = self._draft, self._draft.snapshot.jobs
-        rows = draft.snapshot.running_rows()
-        is_service = np.array(
-            [
-                draft.snapshot.job_at(row).spec.kind is JobKind.INFERENCE
-                for row in rows.tolist()
-            ],
-            np.bool_,
-        )
-        will_end = np.zeros(len(jobs.jobs), np.bool_)
-        will_end[rows] = ~is_service | np.isfinite(jobs.deadline_at_s[rows])
-        return will_end & ~draft.is_evicted
+        snapshot = self._draft.snapshot
+        will_end = np.zeros(len(snapshot.jobs.jobs), np.bool_)
+        for row in np.unique(held.row).tolist():
+            spec = snapshot.job_at(row).spec
+            will_end[row] = spec.kind is not JobKind.INFERENCE or spec.time_limit_s > 0
+        return will_end & ~self._draft.is_evicted
