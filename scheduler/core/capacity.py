@@ -12,6 +12,7 @@ from scheduler.core.snapshot import (
     FRACTION,
     GPUS,
     MEMORY,
+    N_WIDTHS,
     NodeColumns,
     memory_of_fraction_mib,
 )
@@ -76,6 +77,7 @@ def _book(
         amount, memory_mib = _per_device(nodes, row, shape)
         used = nodes.device_used[row]
         memory_free = nodes.device_memory_free[row]
+        nodes.n_by_width[row, min(shape.gpus, N_WIDTHS - 1)] += sign
         for device in devices:
             used[device] += sign * amount
             memory_free[device] -= sign * memory_mib

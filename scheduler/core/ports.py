@@ -57,6 +57,16 @@ class DeviceChoice(Protocol):
         """Return the devices for one more task on the node, or None if they do not suffice."""
 
 
+@runtime_checkable
+class ClusterScore(Protocol):
+    """A `NodeScore` of the whole cluster: a change on one node may change it on every other.
+
+    Scores that do not say so are asked again for changed nodes only.
+    """
+
+    sees_other_nodes: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """How to decide, put together from independent parts."""

@@ -30,6 +30,9 @@ PHASE_CODE = {phase: code for code, phase in enumerate(JobPhase)}
 
 NEVER_S = np.inf
 
+N_WIDTHS = 10
+"""Columns of `NodeColumns.n_by_width`: fractions of a device, then 1, 2, ... 8, 9 or more."""
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class NodeColumns:
@@ -52,6 +55,7 @@ class NodeColumns:
     is_draining: BoolColumn  # [N]
     is_removed: BoolColumn  # [N]
     n_tasks: IntColumn  # [N]
+    n_by_width: IntColumn  # [N, N_WIDTHS] tasks with GPUs, by how many devices each has
     n_gpus: IntColumn  # [N] devices, healthy or not
     kind: IntColumn  # [N] index into `kinds`
     kinds: list[Node]  # one node of each kind: nodes alike but for name and what is free
@@ -75,6 +79,7 @@ class NodeColumns:
             is_draining=np.zeros(0, np.bool_),
             is_removed=np.zeros(0, np.bool_),
             n_tasks=np.zeros(0, np.int64),
+            n_by_width=np.zeros((0, N_WIDTHS), np.int64),
             n_gpus=np.zeros(0, np.int64),
             kind=np.zeros(0, np.int64),
             kinds=[],
@@ -125,6 +130,7 @@ class NodeColumns:
             device_used=self.device_used.copy(),
             device_memory_free=self.device_memory_free.copy(),
             n_tasks=self.n_tasks.copy(),
+            n_by_width=self.n_by_width.copy(),
         )
 
 

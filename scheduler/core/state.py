@@ -30,6 +30,7 @@ from scheduler.core.records import JobRecord, NodeView
 from scheduler.core.snapshot import (
     CPU,
     MEMORY,
+    N_WIDTHS,
     NEVER_S,
     PHASE_CODE,
     Gang,
@@ -271,6 +272,7 @@ class ClusterState:
         nodes.is_draining = np.append(nodes.is_draining, False)
         nodes.is_removed = np.append(nodes.is_removed, False)
         nodes.n_tasks = np.append(nodes.n_tasks, 0)
+        nodes.n_by_width = np.vstack([nodes.n_by_width, np.zeros((1, N_WIDTHS), np.int64)])
         nodes.n_gpus = np.append(nodes.n_gpus, len(node.gpus))
         nodes.kind = np.append(nodes.kind, self._kind(nodes, node))
         nodes.fits_statically = {}

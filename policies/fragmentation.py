@@ -1,0 +1,249 @@
+"""Fragmentation gradient descent: place where the tasks to come lose least (FGD, ATC '23).
+
+Reads node columns and a target `Workload`: the shapes to come and how popular each is. What is
+free on a node is a fragment for a shape that cannot use it; the expected fragments F of a node
+are their mean over the workload. The best node and device are those that raise F least.
+
+F needs no loop over shapes at run time. A shape sees a node through its type, through whether
+its CPUs suffice, and through single devices; so F is a sum over the node's devices of a number
+looked up by (type and CPU level, thousandths free), plus one looked up by whole devices free.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core import capacity
+from scheduler.core.model import MILLI, Node, Shape
+from scheduler.core.snapshot import CPU, GPUS, NodeColumns, Rows, Snapshot, misfit
+
+Scores = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+LARGEST_NODE_GPUS = 128
+"""Devices of the largest node that is told apart; more count as this many."""
+
+_WIDTH = MILLI + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """The shapes that are expected to come, most popular first, and how often each comes."""
+
+    shapes: tuple[Shape, ...]
+    popularity: tuple[float, ...]  # adds up to 1
+
+    @classmethod
+    def of(cls, counts: Mapping[Shape, float]) -> Self:
+        """Return the workload in which shapes come in proportion to these counts."""
+        ranked = sorted(
+            ((shape, count) for shape, count in counts.items() if count > 0),
+            key=lambda item: (-item[1], _rank(item[0])),
+        )
+        total = sum(count for _, count in ranked)
+        return cls(
+            shapes=tuple(shape for shape, _ in ranked),
+            popularity=tuple(count / total for _, count in ranked),
+        )
+
+    def typical(self, coverage: float = 0.95) -> "Workload":
+        """Return the most popular shapes that cover so much of it, memory disregarded (FGD)."""
+        counts: dict[Shape, float] = {}
+        for shape, popularity in zip(self.shapes, self.popularity, strict=True):
+            without = replace(shape, memory_mib=0)
+            counts[without] = counts.get(without, 0.0) + popularity
+        merged = Workload.of(counts)
+        n_kept = int(np.searchsorted(np.cumsum(merged.popularity), coverage - 1e-9)) + 1
+        kept = zip(merged.shapes[:n_kept], merged.popularity[:n_kept], strict=True)
+        return Workload.of(dict(kept))
+
+
+def _rank(shape: Shape) -> tuple[object, ...]:
+    return (
+        -shape.total_gpu_milli,
+        -shape.cpu_milli,
+        -shape.memory_mib,
+        shape.gpu_types,
+        repr(shape),
+    )
+
+
+def workload_of(snapshot: Snapshot) -> Workload:
+    """Return the mix of the live jobs: every task that waits or runs counts once."""
+    in_use = snapshot.jobs.phase >= 0
+    n_jobs = np.bincount(snapshot.jobs.gang[in_use], minlength=len(snapshot.gangs))
+    counts: dict[Shape, float] = {}
+    for gang in np.flatnonzero(n_jobs).tolist():
+        for role in snapshot.gangs[gang]:
+            n_tasks = float(role.count * n_jobs[gang])
+            counts[role.shape] = counts.get(role.shape, 0.0) + n_tasks
+    return Workload.of(counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FragmentationGradient:
+    """Raise the expected fragmentation least (FGD). Memory limits placement, not the score."""
+
+    workload: Workload
+    in_points: bool = False
+    """Whether to count in whole points from 0 to 100, as the authors do: near ties go to the
+    first node and device. Otherwise the score is the change itself, in thousandths of a GPU."""
+    _fragments: "_Fragments" = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_fragments", _Fragments(self.workload))
+
+    def __call__(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
+        """Return by how little each node's best device raises F."""
+        gains = self._fragments.gains(nodes, shape, rows)
+        return self._points(gains.max(axis=1, initial=-np.inf) if gains.ndim > 1 else gains)
+
+    def choose_devices(
+        self, nodes: NodeColumns, row: int, shape: Shape
+    ) -> tuple[int, ...] | None:
+        """Return the device whose fraction raises F least, the first of equals."""
+        if not shape.gpu_milli:
+            return capacity.choose_devices(nodes, row, shape)
+        best = self._points(self._fragments.gains(nodes, shape, np.array([row]))[0])
+        for device in np.argsort(-best, kind="stable").tolist():
+            if capacity.can_take(nodes, row, shape, (device,)):
+                return (device,)
+        return None
+
+    def fragmentation(self, nodes: NodeColumns) -> float:
+        """Return F of all nodes together, in GPUs."""
+        rows = np.arange(len(nodes.nodes))
+        return float(self._fragments.amount(nodes, rows).sum()) / MILLI
+
+    def _points(self, gains: Scores) -> Scores:
+        if not self.in_points:
+            return gains
+        return np.trunc(100.0 / (1.0 + np.exp(np.minimum(-gains / 1000.0, 700.0))))
+
+
+class _Fragments:
+    """F of a node by table: built once for a workload, for each type of node."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._cpu_levels = np.unique([shape.cpu_milli for shape in workload.shapes])
+        self._types = NodeTypes(workload.shapes)
+        self._n_known = 0
+        self._by_device = np.zeros(0)
+        self._by_whole = np.zeros(0)
+
+    def amount(self, nodes: NodeColumns, rows: Rows) -> Scores:
+        """Return F of each row, in thousandths of a GPU."""
+        left = nodes.device_free[rows]
+        level = self._level(nodes, rows, nodes.free[rows, CPU])
+        usable = self._shared(level[:, None], left).sum(axis=1)
+        usable += self._whole(level, nodes.free[rows, GPUS])
+        amount: Scores = left.sum(axis=1) - usable
+        return amount
+
+    def gains(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
+        """Return F before less F after, per row, and per device for fractional shapes."""
+        left = nodes.device_free[rows]
+        cpu, n_whole = nodes.free[rows, CPU], nodes.free[rows, GPUS]
+        before = self._level(nodes, rows, cpu)
+        after = self._level(nodes, rows, cpu - shape.cpu_milli)
+        shared = self._shared(after[:, None], left)
+        usable = shared.sum(axis=1) - self._shared(before[:, None], left).sum(axis=1)
+        usable -= self._whole(before, n_whole)
+        if not shape.gpu_milli:
+            if shape.gpus:
+                usable -= shape.gpus * self._shared(after, np.full(len(rows), MILLI))
+            usable += self._whole(after, np.maximum(n_whole - shape.gpus, 0))
+            gains: Scores = usable + shape.total_gpu_milli
+            return gains
+        then = left - shape.gpu_milli
+        change = self._shared(after[:, None], then) - shared
+        n_then = n_whole[:, None] - (left == MILLI)
+        change += self._whole(after[:, None], n_then)
+        change += (usable + shape.gpu_milli)[:, None]
+        return np.where(then >= 0, change, -np.inf)
+
+    def _level(self, nodes: NodeColumns, rows: Rows, cpu_milli: Ints) -> Ints:
+        """Return the tables' row of each node: its type, and which shapes its CPUs suffice."""
+        kinds = self._types.of_kinds(nodes)
+        if len(self._types.patterns) > self._n_known:
+            self._build()
+        level = np.searchsorted(self._cpu_levels, cpu_milli, side="right")
+        return level + kinds[nodes.kind[rows]] * (len(self._cpu_levels) + 1)
+
+    def _shared(self, level: Ints, left: Ints) -> Scores:
+        # A fraction that a device lacks gives a negative index: some number, never used.
+        shared: Scores = self._by_device.take(level * _WIDTH + left, mode="clip")
+        return shared
+
+    def _whole(self, level: Ints, n_whole: Ints) -> Scores:
+        n_whole = np.minimum(n_whole, LARGEST_NODE_GPUS)
+        whole: Scores = self._by_whole.take(level * (LARGEST_NODE_GPUS + 1) + n_whole)
+        return whole
+
+    def _build(self) -> None:
+        """Tabulate, per type and CPU level, what shapes can use of a device and of whole ones.
+
+        Popularity is entered where a shape first fits; sums along CPUs and along what is free
+        then give the popularity of all that fit.
+        """
+        patterns, n_levels = self._types.patterns, len(self._cpu_levels) + 1
+        fractions = np.zeros((len(patterns), n_levels, _WIDTH))
+        wholes = np.zeros((len(patterns), n_levels, LARGEST_NODE_GPUS + 1))
+        levels = np.searchsorted(self._cpu_levels, [s.cpu_milli for s in self._workload.shapes])
+        shapes = zip(self._workload.shapes, self._workload.popularity, strict=True)
+        for index, (shape, popularity) in enumerate(shapes):
+            fits = [number for number, pattern in enumerate(patterns) if pattern[index]]
+            if shape.gpu_milli:
+                fractions[fits, levels[index] + 1, shape.gpu_milli] += popularity
+            elif 0 < shape.gpus <= LARGEST_NODE_GPUS:
+                wholes[fits, levels[index] + 1, shape.gpus] += popularity
+        usable = np.cumsum(np.cumsum(fractions, axis=1), axis=2) * np.arange(_WIDTH)
+        self._by_device = usable.ravel()
+        free_milli = MILLI * np.arange(LARGEST_NODE_GPUS + 1)
+        self._by_whole = (np.cumsum(np.cumsum(wholes, axis=1), axis=2) * free_milli).ravel()
+        self._n_known = len(patterns)
+
+
+class NodeTypes:
+    """Nodes told apart by which of some shapes they could ever take, and by nothing else."""
+
+    def __init__(self, shapes: tuple[Shape, ...]) -> None:
+        self._rules: dict[Shape, int] = {}  # what matters of a shape, numbered
+        self._rule_of = [self._rules.setdefault(_rule(s), len(self._rules)) for s in shapes]
+        self._number: dict[tuple[bool, ...], int] = {}
+        self.patterns: list[tuple[bool, ...]] = []  # by type: which shapes could go there
+        # The list of kinds is only ever appended to, and shared by the tables of one cluster.
+        self._kinds: list[Node] = []
+        self._known: Ints = np.zeros(0, np.int64)
+
+    def of_kinds(self, nodes: NodeColumns) -> Ints:
+        """Return the number of the type of each of the table's kinds of nodes."""
+        if nodes.kinds is not self._kinds:
+            self._kinds, self._known = nodes.kinds, np.zeros(0, np.int64)
+        if len(self._known) < len(self._kinds):
+            more = [self._type(kind) for kind in self._kinds[len(self._known) :]]
+            self._known = np.append(self._known, more)
+        return self._known
+
+    def _type(self, node: Node) -> int:
+        by_rule = [misfit(node, rule) is None for rule in self._rules]
+        pattern = tuple(by_rule[rule] for rule in self._rule_of)
+        number = self._number.setdefault(pattern, len(self.patterns))
+        if number == len(self.patterns):
+            self.patterns.append(pattern)
+        return number
+
+
+def _rule(shape: Shape) -> Shape:
+    """Return the shape less what depends on how full a node is."""
+    return replace(
+        shape,
+        cpu_milli=0,
+        memory_mib=0,
+        gpus=1 if shape.total_gpu_milli else 0,
+        gpu_milli=0,
+    )
