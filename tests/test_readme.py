@@ -120,7 +120,12 @@ def test_every_target_and_path_that_is_named_exists() -> None:
 
 def test_the_deployment_example_is_a_valid_configuration() -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "scheduler.cli.main", "config", "check", "deploy/lepton.yaml"],
+        [
+            str(Path(sys.executable).with_name("lepton")),
+            "config",
+            "check",
+            "deploy/lepton.yaml",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
