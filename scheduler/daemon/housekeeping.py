@@ -1,7 +1,9 @@
 """Upkeep of a running daemon: dumps that bound replay, retention, the configured nodes."""
 
+import asyncio
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 from scheduler.core.events import (
     Event,
@@ -11,7 +13,7 @@ from scheduler.core.events import (
     NodeRemoved,
     RetentionPassed,
 )
-from scheduler.core.model import Node
+from scheduler.core.model import JobId, Node
 from scheduler.core.plan import Rejected
 from scheduler.core.records import NodeView
 from scheduler.daemon.daemon import Daemon
@@ -28,13 +30,22 @@ UNDECLARED = "no longer declared"
 """The reason shown for a closed node that left the configuration while tasks ran on it."""
 
 
+@runtime_checkable
+class _KeepsJobFolders(Protocol):
+    """An executor that keeps what ended jobs left, until it is told to forget them."""
+
+    def kept_jobs(self) -> list[JobId]: ...
+
+    def forget(self, job_id: JobId) -> None: ...
+
+
 class Housekeeping:
     """Does what is due, now and then."""
 
     def __init__(self, daemon: Daemon, nodes: Sequence[Node]) -> None:
         self._daemon = daemon
         self._nodes = nodes
-        self._dumped_revision = daemon.engine.revision
+        self.dumped_revision = daemon.engine.revision
         self._retained_at_s = 0.0
         self._has_registered = False
 
@@ -96,9 +107,9 @@ class Housekeeping:
     async def dump(self) -> None:
         """Store the whole state, so that a replay starts here."""
         revision = self._daemon.engine.revision
-        if revision > self._dumped_revision:
+        if revision > self.dumped_revision:
             await self._daemon.journal.write_dump(self._daemon.engine.dump())
-            self._dumped_revision = revision
+            self.dumped_revision = revision
 
     async def _remove_undeclared(self) -> None:
         """Remove nodes that are no longer configured, once their last task has ended."""
@@ -111,7 +122,7 @@ class Housekeeping:
                 daemon.telemetry.forget(name)
 
     async def _dump_when_due(self) -> None:
-        n_events = self._daemon.engine.revision - self._dumped_revision
+        n_events = self._daemon.engine.revision - self.dumped_revision
         if n_events >= self._daemon.config.dump_every_events:
             await self.dump()
 
@@ -125,3 +136,17 @@ class Housekeeping:
         await daemon.execute(RetentionPassed(at_s=now_s, before_s=outcomes_before_s))
         await daemon.journal.prune(now_s - keep.events_days * DAY_S)
         await daemon.journal.prune_finished(now_s - keep.finished_days * DAY_S)
+        await self._forget_folders()
+
+    async def _forget_folders(self) -> None:
+        """Have the executor remove the logs and checkpoints of jobs that nobody can name."""
+        daemon, executor = self._daemon, self._daemon.executor
+        if not isinstance(executor, _KeepsJobFolders):
+            return
+        n_forgotten = 0
+        for job_id in await asyncio.to_thread(executor.kept_jobs):
+            if await daemon.find(job_id) is None:
+                executor.forget(job_id)
+                n_forgotten += 1
+        if n_forgotten:
+            log.info("forgot the folders of %d jobs", n_forgotten)

@@ -163,6 +163,10 @@ class LocalExecutor:
         self._observer.close()
         self._folders.close()
 
+    def kept_jobs(self) -> list[JobId]:
+        """Return the jobs whose folders are kept, in no order. May be called in any thread."""
+        return self._folders.jobs()
+
     def forget(self, job_id: JobId) -> None:
         """Remove the folders of a job that has ended, its logs and checkpoints too."""
         self._observer.forget(job_id)

@@ -206,6 +206,10 @@ class TaskFolders:
         finally:
             os.close(fd)
 
+    def jobs(self) -> list[JobId]:
+        """Return the jobs that have a folder, in no order."""
+        return [JobId(unquote(name)) for name in os.listdir(self._jobs)]
+
     def forget(self, job: JobId) -> None:
         """Remove everything of a job that has ended."""
         shutil.rmtree(self.of_job(job), ignore_errors=True)
