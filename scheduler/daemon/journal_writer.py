@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from scheduler.clock import Clock
@@ -41,6 +42,9 @@ CHECKPOINT_BYTES = 8 * 1024 * 1024
 UPKEEP_BYTES = 1024 * 1024
 """What a round of a chore is taken to write."""
 _PAGE_BYTES = 4096
+
+ROWS_AT_ONCE = 64
+"""Events per statement: with each one, the thread gives the interpreter up and waits for it."""
 
 EventRow = tuple[float, str, bytes]
 Chore = Callable[[sqlite3.Connection], bool]
@@ -248,17 +252,15 @@ class JournalWriter:
             answers.results += [(append.future, self._failure()) for append in appends]
 
     def _insert(self, connection: sqlite3.Connection, appends: list[Append]) -> None:
-        sequence = self._last
-        for append in appends:
-            for at_s, kind, payload in append.rows:
-                sequence += 1
+        rows = [row for append in appends for row in append.rows]
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            values: list[float | str | bytes] = []
+            some = rows[start : start + ROWS_AT_ONCE]
+            for sequence, (at_s, kind, payload) in enumerate(some, self._last + 1 + start):
                 crc = event_crc(sequence, kind, payload)
-                connection.execute(
-                    "INSERT INTO events (sequence, at_s, kind, payload, crc)"
-                    " VALUES (?,?,?,?,?)",
-                    (sequence, at_s, kind, payload, crc),
-                )
+                values += (sequence, at_s, kind, payload, crc)
                 self._unchecked_bytes += len(payload)
+            connection.execute(_insert_of(len(some)), values)
         fault("journal.inserted")
         for finished in self._unstored:
             store_records(connection, finished.records)
@@ -374,3 +376,10 @@ class JournalWriter:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error:
             log.warning("cannot checkpoint the journal in %s", self._folder, exc_info=True)
+
+
+@cache
+def _insert_of(n_rows: int) -> str:
+    """Return the statement that stores so many events."""
+    places = ",".join(["(?,?,?,?,?)"] * n_rows)
+    return f"INSERT INTO events (sequence, at_s, kind, payload, crc) VALUES {places}"  # noqa: S608
