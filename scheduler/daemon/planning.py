@@ -21,8 +21,8 @@ INLINE_WORK = 20_000
 """Waiting jobs times nodes up to which a decision takes a few ms and stays on the loop."""
 SHORTEST_WAIT_S = 0.02
 """Between decisions that time alone brings about."""
-PAUSE_PER_DECISION = 9.0
-"""Under load, deciding takes a tenth of the time at most: the rest is for requests."""
+PAUSE_PER_DECISION = 19.0
+"""Under load, deciding takes a twentieth of the time at most: the rest is for requests."""
 LONGEST_PAUSE_S = 1.0
 """Between decisions under load, however long they take."""
 
