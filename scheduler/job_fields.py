@@ -194,6 +194,16 @@ class JobEntry(TaskFields):
     time_limit: Annotated[
         Duration, Field(description="of running; after it the job is stopped; 0: none")
     ] = 0.0
+    expect: Annotated[
+        Duration,
+        Field(description="how long it should run; helps it to start early; 0: unknown"),
+    ] = 0.0
+    expect_spread: Annotated[
+        float, Field(ge=0.0, le=10.0, description="relative standard deviation of `expect`")
+    ] = 0.0
+    min_runtime: Annotated[
+        Duration, Field(description="is not preempted before it has run so long")
+    ] = 0.0
     start_after: Annotated[
         float,
         BeforeValidator(lambda value: parse_moment_s(_text(value))),

@@ -231,6 +231,9 @@ def _spec(
         array_size=entry.array,
         suspended=entry.suspended,
         labels=entry.labels,
+        expected_run_s=entry.expect,
+        expected_run_spread=entry.expect_spread,
+        min_runtime_s=entry.min_runtime,
     )
 
 

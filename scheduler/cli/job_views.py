@@ -272,6 +272,8 @@ def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, Cell | str]]:
     yield "Ran", duration_text(job.ran_s) if job.first_started_at_s else ""
     yield "GPU time", _gpu_time(job)
     yield "Time limit", duration_text(spec.time_limit_s) if spec.time_limit_s else ""
+    yield "Expected to run", _expectation(spec)
+    yield "Not stopped before", duration_text(spec.min_runtime_s) if spec.min_runtime_s else ""
     yield "Exit code", exit_text(job)
     yield "After", ", ".join(map(_dependency_text, spec.dependencies))
     if spec.start_after_s:
@@ -305,6 +307,13 @@ def _times(n: int) -> str:
 def _preemptible(spec: pb.JobSpec) -> str:
     is_preemptible = spec.preemptible if spec.HasField("preemptible") else True
     return "" if is_preemptible else ", not preemptible"
+
+
+def _expectation(spec: pb.JobSpec) -> str:
+    if not spec.expected_run_s:
+        return ""
+    spread = f", give or take {spec.expected_run_spread:.0%}"
+    return duration_text(spec.expected_run_s) + spread * bool(spec.expected_run_spread)
 
 
 def _gpu_time(job: pb.Job) -> str:

@@ -25,6 +25,9 @@ class SpecOptions:
     queue: str | None = None
     priority: int | None = None
     time_limit_s: float | None = None
+    expected_run_s: float | None = None
+    expected_run_spread: float | None = None
+    min_runtime_s: float | None = None
     start_after_s: float | None = None
     array_size: int | None = None
     max_retries: int | None = None
@@ -65,6 +68,9 @@ class SpecOptions:
             ("queue", self.queue),
             ("priority", self.priority),
             ("time_limit_s", self.time_limit_s),
+            ("expected_run_s", self.expected_run_s),
+            ("expected_run_spread", self.expected_run_spread),
+            ("min_runtime_s", self.min_runtime_s),
             ("start_after_s", self.start_after_s),
             ("array_size", self.array_size),
             ("max_retries", self.max_retries),

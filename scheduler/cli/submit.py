@@ -131,6 +131,16 @@ def submit(
             "--time", "-t", parser=parse_duration_s, metavar="TIME", help="Limit: 90m, 1:30:00."
         ),
     ] = None,
+    expect: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_duration_s, metavar="TIME", help="How long it should run: 90m."
+        ),
+    ] = None,
+    expect_spread: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=10.0, metavar="PART", help="Give or take, as 0.2."),
+    ] = None,
     after: Annotated[
         list[str] | None,
         typer.Option(
@@ -166,6 +176,10 @@ def submit(
     preemptible: Annotated[
         bool | None,
         typer.Option("--preemptible/--not-preemptible", help="May it be stopped for others?"),
+    ] = None,
+    min_runtime: Annotated[
+        float | None,
+        typer.Option(parser=parse_duration_s, metavar="TIME", help="Not stopped before."),
     ] = None,
     hold: Annotated[
         bool | None, typer.Option("--hold", help="Submit it suspended; `resume` lets it go.")
@@ -223,6 +237,7 @@ def submit(
     Examples:
       lepton submit train.yaml
       lepton submit --gpus 2 --time 4h --name resnet -- python train.py
+      lepton submit --expect 90m -- ./simulate   # may start early in gaps
       lepton submit --gpu-fraction 0.25 --memory 4Gi -- python serve.py
       lepton submit --tasks 4 --gpus 8 --gpu-type H100 train.yaml --dry-run
       id=$(lepton submit --parsable prepare.yaml)
@@ -247,6 +262,9 @@ def submit(
         queue=queue,
         priority=priority,
         time_limit_s=time,
+        expected_run_s=expect,
+        expected_run_spread=expect_spread,
+        min_runtime_s=min_runtime,
         start_after_s=start_after,
         array_size=array,
         max_retries=retries,

@@ -198,6 +198,9 @@ class JobSpec:
     array_size: int = 0  # 0: not an array
     suspended: bool = False
     labels: tuple[tuple[str, str], ...] = ()
+    expected_run_s: float = 0.0  # of one attempt, as its user estimates; 0: unknown
+    expected_run_spread: float = 0.0  # of that estimate: its relative standard deviation
+    min_runtime_s: float = 0.0  # not preempted before an attempt has run so long
 
     @property
     def n_tasks(self) -> int:
@@ -281,15 +284,42 @@ class Node:
     address: str = "127.0.0.1"  # where the tasks of a gang reach rank 0
 
 
+class QueuePreemption(StrEnum):
+    """Whom the jobs of a queue may stop, of those that the policy allows."""
+
+    NEVER = "never"  # nobody; nor is lent capacity taken back
+    IN_QUEUE = "in_queue"  # jobs of the same queue; lent capacity is taken back
+    ANYWHERE = "anywhere"  # besides, what other queues use beyond their guarantee
+
+
+Amounts = tuple[tuple[str, int], ...]
+"""Amounts by resource, sorted: `cpu_milli`, `memory_mib`, `gpu_milli` (of all types), and
+`gpu_milli:TYPE`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
-    """A tenant's place to submit to. Flat for now; empty submitters means everybody."""
+    """A tenant's place in a tree of queues; empty submitters means everybody.
+
+    What a queue guarantees, its jobs get, if need be from those who borrowed it; up to its
+    limit it borrows what others leave idle. `queue_tree` has the rules.
+    """
 
     name: QueueName
     submitters: tuple[str, ...] = ()
     admins: tuple[str, ...] = ()
     is_open: bool = True  # takes new jobs
     is_started: bool = True  # starts waiting jobs
+    parent: QueueName = QueueName("")  # empty: the root
+    weight: float = 1.0  # of its share beside its siblings
+    guaranteed: Amounts = ()
+    limit: Amounts = ()  # a resource that is not named has none
+    borrow_limit: Amounts = ()  # beyond what is guaranteed; not named: up to the limit
+    is_lender: bool = True  # others may use what is guaranteed and idle
+    default_priority: int = 0  # of jobs that ask for priority 0; 0: the parent's
+    max_priority: int | None = None
+    max_jobs: int = 0  # live ones, those of its children too; 0: any number
+    may_preempt: QueuePreemption = QueuePreemption.ANYWHERE
 
 
 DEFAULT_QUEUE = Queue(name=QueueName("default"))

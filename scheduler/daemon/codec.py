@@ -45,6 +45,7 @@ DEFAULT_ROLE = "worker"
 DEFAULT_CPU_MILLI = 1_000
 DEFAULT_GRACE_S = 30.0
 DEFAULT_BACKOFF_S = 10.0
+MAX_SPREAD = 10.0
 MAX_SHARED_BYTES = 1_024
 
 _KINDS = {
@@ -113,7 +114,19 @@ def spec_from(message: cluster_pb2.JobSpec, limits: Limits) -> JobSpec:
         array_size=array_size,
         suspended=message.suspended,
         labels=check_labels("labels", message.labels, limits),
+        expected_run_s=check_seconds("expected_run_s", message.expected_run_s, longest_s),
+        expected_run_spread=_spread(message),
+        min_runtime_s=check_seconds("min_runtime_s", message.min_runtime_s, longest_s),
     )
+
+
+def _spread(message: cluster_pb2.JobSpec) -> float:
+    spread = message.expected_run_spread
+    if not 0.0 <= spread <= MAX_SPREAD:
+        raise InvalidInput("expected_run_spread", f"must be from 0 to {MAX_SPREAD:g}")
+    if spread and not message.expected_run_s:
+        raise InvalidInput("expected_run_spread", "needs expected_run_s, whose spread it is")
+    return spread
 
 
 def _roles(message: cluster_pb2.JobSpec, limits: Limits) -> tuple[Role, ...]:

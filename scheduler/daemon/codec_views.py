@@ -61,6 +61,9 @@ def spec_message(spec: JobSpec) -> cluster_pb2.JobSpec:
         array_size=spec.array_size,
         suspended=spec.suspended,
         labels=dict(spec.labels),
+        expected_run_s=spec.expected_run_s,
+        expected_run_spread=spec.expected_run_spread,
+        min_runtime_s=spec.min_runtime_s,
     )
 
 

@@ -377,6 +377,9 @@ class JobSpec(_message.Message):
     ARRAY_SIZE_FIELD_NUMBER: _builtins.int
     SUSPENDED_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    EXPECTED_RUN_S_FIELD_NUMBER: _builtins.int
+    EXPECTED_RUN_SPREAD_FIELD_NUMBER: _builtins.int
+    MIN_RUNTIME_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: Global___JobKind.ValueType
     queue: _builtins.str
@@ -395,6 +398,12 @@ class JobSpec(_message.Message):
     """epoch seconds"""
     array_size: _builtins.int
     suspended: _builtins.bool
+    expected_run_s: _builtins.float
+    """of one attempt; 0: unknown"""
+    expected_run_spread: _builtins.float
+    """relative standard deviation of that estimate"""
+    min_runtime_s: _builtins.float
+    """not preempted before it has run so long"""
     @_builtins.property
     def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Role]: ...
     @_builtins.property
@@ -420,10 +429,13 @@ class JobSpec(_message.Message):
         array_size: _builtins.int = ...,
         suspended: _builtins.bool = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        expected_run_s: _builtins.float = ...,
+        expected_run_spread: _builtins.float = ...,
+        min_runtime_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_preemptible", b"_preemptible", "backoff_s", b"backoff_s", "grace_s", b"grace_s", "preemptible", b"preemptible"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_preemptible", b"_preemptible", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "dependencies", b"dependencies", "grace_s", b"grace_s", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "queue", b"queue", "roles", b"roles", "start_after_s", b"start_after_s", "suspended", b"suspended", "time_limit_s", b"time_limit_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_preemptible", b"_preemptible", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "dependencies", b"dependencies", "expected_run_s", b"expected_run_s", "expected_run_spread", b"expected_run_spread", "grace_s", b"grace_s", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "min_runtime_s", b"min_runtime_s", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "queue", b"queue", "roles", b"roles", "start_after_s", b"start_after_s", "suspended", b"suspended", "time_limit_s", b"time_limit_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__backoff_s: _TypeAlias = _typing.Literal["backoff_s"]  # noqa: Y015
     _WhichOneofArgType__backoff_s: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s"]  # noqa: Y015
