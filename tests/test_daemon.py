@@ -24,6 +24,7 @@ from daemon_testing import (
 from scheduler.client import Client, ClientError
 from scheduler.wire import agent_pb2, agent_pb2_grpc, cluster_pb2
 from scheduler.wire.cluster_pb2 import JOB_PHASE_RUNNING, JOB_PHASE_SUCCEEDED
+from scheduler.wire.cluster_pb2_grpc import ClusterStub
 
 GPU_NODE = {"name": "gpu", "cpus": 4, "gpus": 2, "gpu_type": "T4", "gpu_memory_mib": 16_000}
 
@@ -192,6 +193,19 @@ async def test_tasks_outlive_the_daemon_and_are_adopted(tmp_path: Path):
             job = await client.wait(lasting, timeout_s=10)
             assert (job.phase, job.attempt) == (JOB_PHASE_SUCCEEDED, 1)
             assert log.read_text() == "start\nend\n"
+
+
+async def test_stopping_does_not_wait_for_those_who_watch(tmp_path: Path):
+    with running_daemon(tmp_path) as daemon:
+        async with grpc.aio.insecure_channel(daemon.address) as channel:
+            watched = ClusterStub(channel).WatchJobs(cluster_pb2.WatchJobsRequest())
+            assert (await watched.read()).is_bookmark
+            stopping = asyncio.create_task(asyncio.to_thread(daemon.stop))
+            async with asyncio.timeout(5):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await watched.read()
+                assert await stopping == 0
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_job_that_is_stopping_when_the_daemon_dies_still_stops(tmp_path: Path):

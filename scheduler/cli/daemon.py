@@ -10,7 +10,7 @@ import typer
 
 from scheduler.cli.errors import CommandError, ExitCode
 from scheduler.config import DaemonConfig, load_config
-from scheduler.core.errors import InvalidInput
+from scheduler.core.errors import InvalidInput, SchedulerError
 from scheduler.core.model import Node
 
 if TYPE_CHECKING:
@@ -59,12 +59,11 @@ def run_daemon(config: DaemonConfig) -> None:
     """Run a daemon with this configuration until it is asked to stop."""
     from scheduler.clock import SystemClock
     from scheduler.daemon.journal import Journal
-    from scheduler.daemon.journal_errors import JournalCorrupt, JournalLocked, JournalTooNew
 
     clock = SystemClock()
     try:
         journal = Journal.open(config.folder, clock=clock)
-    except (JournalLocked, JournalTooNew, JournalCorrupt, OSError) as error:
+    except (SchedulerError, OSError) as error:  # locked, damaged, too new, a full disk
         raise CommandError(str(error)) from error
     try:
         asyncio.run(_serve(config, journal=journal, clock=clock))
