@@ -14,7 +14,6 @@ import secrets
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Iterable,
     Mapping,
@@ -27,25 +26,22 @@ from typing import Self
 
 import grpc
 
-from scheduler.client_connection import Connection, Tls
+from scheduler.client_bulk import Numbered, Spec, as_message, batches, messages
+from scheduler.client_connection import Connection, Metadata, Tls
 from scheduler.client_errors import ClientError, client_error, code_named
 from scheduler.clock import Clock, SystemClock
-from scheduler.core.model import FINAL_JOB_PHASES, JobSpec, Queue
-from scheduler.daemon.codec_views import JOB_PHASE_TO_WIRE, queue_message, spec_message
+from scheduler.core.model import FINAL_JOB_PHASES, Queue
+from scheduler.daemon.codec_views import JOB_PHASE_TO_WIRE, queue_message
 from scheduler.wire import cluster_pb2
 
 __all__ = ["Client", "ClientError", "RefusedJob", "SubmittedJobs", "Tls"]
 
 DEFAULT_SERVER = "127.0.0.1:7070"
 DEFAULT_TIMEOUT_S = 30.0
-BULK_SIZE = 5_000
-"""Submits per stream of `submit_many`: what is sent again when the daemon goes away."""
 PAGE_SIZE = 500
 
 FINAL_PHASES = frozenset(JOB_PHASE_TO_WIRE[phase] for phase in FINAL_JOB_PHASES)
 """The phases, as on the wire, in which a job never moves again."""
-
-Spec = JobSpec | cluster_pb2.JobSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +113,13 @@ class Client:
     ) -> SubmittedJobs:
         """Submit many jobs at once, thousands a second; one that is refused stops no other.
 
-        The deadline is of each batch of `BULK_SIZE`.
+        The deadline is of each batch of `client_bulk.BATCH_SIZE`.
         """
         job_ids: list[str] = []
         refused: list[RefusedJob] = []
         revision = 0
-        async for requests in _batches(specs):
-            answer = await self._submit_batch(requests, timeout_s)
+        async for batch in batches(specs):
+            answer = await self._submit_batch(batch, timeout_s)
             for no in answer.refused:
                 index = len(job_ids) + no.request_index
                 error = ClientError(code_named(no.code), no.message, field=no.field)
@@ -133,19 +129,16 @@ class Client:
         return SubmittedJobs(job_ids=tuple(job_ids), refused=tuple(refused), revision=revision)
 
     async def _submit_batch(
-        self, requests: Sequence[cluster_pb2.SubmitJobRequest], timeout_s: float | None
+        self, batch: Sequence[Numbered], timeout_s: float | None
     ) -> cluster_pb2.SubmitJobsResponse:
         stub = self._link.stub
 
         def send(
-            _: cluster_pb2.SubmitJobRequest,
-            *,
-            timeout: float,
-            metadata: tuple[tuple[str, str], ...],
+            batch: Sequence[Numbered], *, timeout: float, metadata: Metadata
         ) -> Awaitable[cluster_pb2.SubmitJobsResponse]:
-            return stub.SubmitJobs(iter(requests), timeout=timeout, metadata=metadata)
+            return stub.SubmitJobs(messages(batch), timeout=timeout, metadata=metadata)
 
-        return await self._link.repeated(send, requests[0], timeout_s)
+        return await self._link.repeated(send, batch, timeout_s)
 
     async def dry_run(
         self, spec: Spec, *, timeout_s: float | None = None
@@ -412,35 +405,3 @@ class Client:
         """Return what the daemon says of itself, and for whom it takes us."""
         request = cluster_pb2.GetServerInfoRequest()
         return await self._link.repeated(self._link.stub.GetServerInfo, request, timeout_s)
-
-
-def as_message(spec: Spec) -> cluster_pb2.JobSpec:
-    """Return a spec as the wire has it."""
-    return spec_message(spec) if isinstance(spec, JobSpec) else spec
-
-
-async def _batches(
-    specs: Iterable[Spec] | AsyncIterable[Spec],
-) -> AsyncIterator[list[cluster_pb2.SubmitJobRequest]]:
-    """Yield requests, each with its own id, in lists of `BULK_SIZE`."""
-    batch: list[cluster_pb2.SubmitJobRequest] = []
-    stem = secrets.token_hex(8)
-    number = 0
-    async for spec in _each(specs):
-        request_id = f"{stem}-{number}"
-        batch.append(cluster_pb2.SubmitJobRequest(spec=as_message(spec), request_id=request_id))
-        number += 1
-        if len(batch) == BULK_SIZE:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-async def _each(specs: Iterable[Spec] | AsyncIterable[Spec]) -> AsyncIterator[Spec]:
-    if isinstance(specs, AsyncIterable):
-        async for spec in specs:
-            yield spec
-    else:
-        for spec in specs:
-            yield spec

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
-from google.protobuf.message import Message
 
 from scheduler.client_errors import ClientError, Pauses, client_error
 from scheduler.clock import Clock
@@ -26,6 +25,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 
 Answer = TypeVar("Answer")
+Request = TypeVar("Request")
+Metadata = tuple[tuple[str, str], ...]
 Call = Callable[..., Awaitable[Answer]]
 
 
@@ -54,7 +55,7 @@ class Connection:
         self, server: str, *, token: str | None, tls: Tls | None, timeout_s: float, clock: Clock
     ) -> None:
         self.clock = clock
-        self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self.metadata: Metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._server = server
         self._tls = tls
         self._timeout_s = timeout_s
@@ -90,7 +91,7 @@ class Connection:
         return Pauses(self._jitter)
 
     async def repeated(
-        self, call: Call[Answer], request: Message, timeout_s: float | None
+        self, call: Call[Answer], request: Request, timeout_s: float | None
     ) -> Answer:
         """Call until there is an answer, a refusal, or no time left."""
         deadline_s = self._deadline_s(timeout_s)
@@ -105,7 +106,7 @@ class Connection:
             await self.clock.sleep_s(pause_s)
 
     async def once(
-        self, call: Call[Answer], request: Message, timeout_s: float | None
+        self, call: Call[Answer], request: Request, timeout_s: float | None
     ) -> Answer:
         """Call once, whatever comes of it."""
         return await self._attempt(call, request, self._deadline_s(timeout_s))
@@ -114,7 +115,7 @@ class Connection:
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         return self.clock.monotonic_s() + limit_s
 
-    async def _attempt(self, call: Call[Answer], request: Message, deadline_s: float) -> Answer:
+    async def _attempt(self, call: Call[Answer], request: Request, deadline_s: float) -> Answer:
         left_s = max(deadline_s - self.clock.monotonic_s(), 0.001)
         try:
             return await call(request, timeout=left_s, metadata=self.metadata)

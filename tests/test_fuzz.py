@@ -53,12 +53,19 @@ WORDS = ["", "1", "1_0", "2", "train", "worker", "default", "node-0", "a" * 300,
 WORDS += ["🦆", "phase=live", 'name~"', "label.x=1 AND", "priority desc,", "../../etc", "-1"]
 
 
+HINTS = {"job_id": ["1", "2", "2_1"], "on": ["1"], "role": ["worker"], "request_id": ["a"]}
+HINTS |= {"name": ["node-0", "default", "train"], "node": ["node-0"], "queue": ["default"]}
+"""What a field often says when it means something that is there."""
+
+
 def values(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
     """Return any value of one field, the awkward ones more often."""
     if field.type in INTEGERS:
         low, high = INTEGERS[field.type]
         return st.sampled_from([0, 1, 2, 15, -1, 1000, low, high]) | st.integers(low, high)
     match field.type:
+        case FIELD.TYPE_STRING if field.name in HINTS:
+            return st.sampled_from(HINTS[field.name] * 3 + WORDS)
         case FIELD.TYPE_STRING:
             return st.sampled_from(WORDS) | st.text(max_size=30).filter(_is_unicode)
         case FIELD.TYPE_DOUBLE:
@@ -218,6 +225,10 @@ def a_port(folder: Path) -> Iterator[Port]:
         served = loop.run_until_complete(context.__aenter__())
         port = Port(loop, served)
         try:
+            for size in (0, 2):
+                spec = message_of("train", array_size=size)
+                request = pb.SubmitJobRequest(spec=spec).SerializeToString()
+                port.send("/lepton.v1.Cluster/SubmitJob", request)
             yield port
             assert port.send("/lepton.v1.Cluster/GetServerInfo", b"") is grpc.StatusCode.OK
         finally:

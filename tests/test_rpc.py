@@ -93,6 +93,28 @@ async def test_bulk_repeats_get_the_first_answers(tmp_path: Path) -> None:
         assert len(served.daemon.engine.jobs()) == 9
 
 
+async def test_submits_of_a_stream_share_messages(tmp_path: Path) -> None:
+    async with serving(tmp_path, nodes=0) as served, served.channel() as channel:
+
+        def submit(name: str, *more: pb.SubmitJobRequest) -> pb.SubmitJobRequest:
+            return pb.SubmitJobRequest(spec=message_of(name), request_id=name, more=more)
+
+        nested = submit("c", submit("never"))
+        requests = [submit("a", submit("b"), nested, submit("no good")), submit("d")]
+        stub = ClusterStub(channel)
+        answer = await stub.SubmitJobs(iter(requests))
+        assert [bool(job_id) for job_id in answer.job_ids] == [True, True, False, False, True]
+        assert [(r.request_index, r.field) for r in answer.refused] == [
+            (2, "more"),
+            (3, "spec.name"),
+        ]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.SubmitJob(submit("e", submit("f")))
+        assert caught.value.code() is Code.INVALID_ARGUMENT
+        jobs = served.daemon.engine.jobs()
+        assert [record.job.spec.name for record in jobs] == ["a", "b", "d"]
+
+
 async def test_lists_filter_order_and_page(tmp_path: Path) -> None:
     async with serving(tmp_path, nodes=0) as served, served.client() as client:
         for number in range(7):

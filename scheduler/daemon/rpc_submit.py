@@ -69,6 +69,8 @@ class SubmitService:
         self, request: cluster_pb2.SubmitJobRequest, call: Call
     ) -> cluster_pb2.SubmitJobResponse:
         """Take a job or an array."""
+        if request.more:
+            raise InvalidInput("more", "must be empty outside a stream")
         event = self._event(request, call)
         outcome = accepted(await self._daemon.execute(event))
         job_id = outcome.job_ids[0]
@@ -88,7 +90,9 @@ class SubmitService:
         try:
             async for request in requests:
                 self._judge(request, call, bulk)
-                if len(bulk.waiting) == CHUNK_SIZE:
+                for following in request.more:
+                    self._judge(following, call, bulk, is_inner=True)
+                if len(bulk.waiting) >= CHUNK_SIZE:
                     if committing is not None:
                         await committing
                     committing = asyncio.create_task(self._commit(call, bulk), name="commit")
@@ -100,12 +104,21 @@ class SubmitService:
                 committing.cancel()  # nobody waits to hear whether they became durable
         return bulk.response(self._daemon.engine.revision)
 
-    def _judge(self, request: cluster_pb2.SubmitJobRequest, call: Call, bulk: _Bulk) -> None:
+    def _judge(
+        self,
+        request: cluster_pb2.SubmitJobRequest,
+        call: Call,
+        bulk: _Bulk,
+        *,
+        is_inner: bool = False,
+    ) -> None:
         index = len(bulk.answers)
         if index == MAX_BULK:
             rule = f"a stream takes at most {MAX_BULK} submits"
             raise RpcRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, rule)
         try:
+            if is_inner and request.more:
+                raise InvalidInput("more", "must be empty in a submit that follows another")
             event = self._event(request, call)
         except SchedulerError as error:
             failure = failure_of(error)

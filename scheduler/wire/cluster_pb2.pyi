@@ -619,19 +619,25 @@ class SubmitJobRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A retry with the same id gets the first answer, also after a restart."""
     @_builtins.property
     def spec(self) -> Global___JobSpec: ...
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubmitJobRequest]:
+        """In a stream only: the submits that follow this one, which saves a message for each."""
+
     def __init__(
         self,
         *,
         spec: Global___JobSpec | None = ...,
         request_id: _builtins.str = ...,
+        more: _abc.Iterable[Global___SubmitJobRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -679,7 +685,7 @@ class SubmitJobsResponse(_message.Message):
     revision: _builtins.int
     @_builtins.property
     def job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """In the order of the requests; empty for one that was refused."""
+        """In the order of the submits; empty for one that was refused."""
 
     @_builtins.property
     def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedSubmit]: ...
