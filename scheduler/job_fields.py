@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from scheduler.quantities import (
+    MOST,
     parse_cpu_milli,
     parse_duration_s,
     parse_gpus,
@@ -116,7 +117,7 @@ Command = Annotated[
 Texts = Annotated[dict[str, str], BeforeValidator(_texts), WithJsonSchema(_MAPPING_SCHEMA)]
 Words = Annotated[list[str], BeforeValidator(_list), WithJsonSchema(_LIST_SCHEMA)]
 Name = Annotated[str, BeforeValidator(_text), Field(min_length=1)]
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
 
 
 class _Entry(BaseModel):
@@ -143,12 +144,12 @@ class TaskFields(_Entry):
         str, Field(description="relative to this file; absent: the task's own folder")
     ] = ""
     image: Annotated[str, Field(description="for executors that run containers")] = ""
-    tasks: Annotated[int | None, Field(ge=1, description="how many; default 1")] = None
+    tasks: Annotated[int | None, Field(ge=1, le=MOST, description="how many; default 1")] = None
     min_tasks: Annotated[
-        int | None, Field(ge=1, description="start with at least these; default: all")
+        int | None, Field(ge=1, le=MOST, description="start with at least these; default: all")
     ] = None
     max_tasks: Annotated[
-        int | None, Field(ge=1, description="the most an update may ask for")
+        int | None, Field(ge=1, le=MOST, description="the most an update may ask for")
     ] = None
     cpus: Annotated[Cpus | None, Field(description="per task; default 1")] = None
     memory: Annotated[Memory, Field(description="per task")] = 0
@@ -179,7 +180,7 @@ class JobEntry(TaskFields):
     ] = None
     kind: Literal["training", "inference", "batch"] = "training"
     queue: Name = "default"
-    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = 0
+    priority: Annotated[int, Field(ge=-MOST, le=MOST)] = 0
     preemptible: bool | None = None
     checkpoint_interval: Annotated[
         Duration, Field(description="how often it saves its work; 0: never")

@@ -10,6 +10,8 @@ import re
 
 MILLI = 1000
 MIB_PER_GIB = 1024
+MOST = 2**31 - 1
+"""The largest whole number that the wire has room for everywhere."""
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _NUMBER_WITH_UNIT = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
@@ -33,7 +35,7 @@ def parse_duration_s(value: str | float) -> float:
         pieces
         and "".join(number + unit for number, unit in pieces) == text.replace(" ", "").lower()
     ):
-        return sum(float(number) * _SECONDS[unit] for number, unit in pieces)
+        return _finite(text, sum(float(number) * _SECONDS[unit] for number, unit in pieces))
     if re.fullmatch(r"\d+(\.\d+)?", text):
         raise ValueError(f"{text} of what? write {text}s, {text}m or {text}h")
     match = _CLOCK.fullmatch(text)
@@ -41,9 +43,11 @@ def parse_duration_s(value: str | float) -> float:
         raise ValueError(f"{text!r} is not a time: write 90m, 1h30m or 1:30:00")
     days, first, second, third = match.groups()
     if days is not None or third is not None:  # d-h, d-h:m, d-h:m:s, h:m:s
-        parts = (int(days or 0), int(first), int(second or 0), float(third or 0))
-        return parts[0] * 86400.0 + parts[1] * 3600.0 + parts[2] * 60.0 + parts[3]
-    return int(first) * 60.0 + int(second)  # m:s, as Slurm reads it
+        parts = (float(days or 0), float(first), float(second or 0), float(third or 0))
+        return _finite(
+            text, parts[0] * 86400.0 + parts[1] * 3600.0 + parts[2] * 60.0 + parts[3]
+        )
+    return _finite(text, float(first) * 60.0 + float(second))  # m:s, as Slurm reads it
 
 
 def parse_memory_mib(value: str | float) -> int:
@@ -56,8 +60,7 @@ def parse_memory_mib(value: str | float) -> int:
         if re.fullmatch(r"\d+(\.\d+)?", text):
             raise ValueError(f"{text} of what? write {text}Mi or {text}Gi")
         raise ValueError(f"{text!r} is not an amount of memory: write 512Mi or 4Gi")
-    n_bytes = float(match[1]) * _BYTES[match[2]]
-    return math.ceil(n_bytes / 1024**2)
+    return math.ceil(_bounded(text, float(match[1]) * _BYTES[match[2]] / 1024**2))
 
 
 def parse_cpu_milli(value: str | float) -> int:
@@ -66,7 +69,7 @@ def parse_cpu_milli(value: str | float) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", text)
     if match is None:
         raise ValueError(f"{text!r} is not a number of CPUs: write 2, 0.5 or 500m")
-    return round(float(match[1]) * (1 if match[2] else MILLI))
+    return round(_bounded(text, float(match[1]) * (1 if match[2] else MILLI)))
 
 
 def parse_gpus(value: str | float) -> tuple[int, int]:
@@ -75,13 +78,29 @@ def parse_gpus(value: str | float) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", text)
     if match is None:
         raise ValueError(f"{text!r} is not a number of GPUs: write 2, or 0.5 for half of one")
-    milli = round(float(match[1]) * (1 if match[2] else MILLI))
+    milli = round(_bounded(text, float(match[1]) * (1 if match[2] else MILLI)))
     whole, part = divmod(milli, MILLI)
     if whole and part:
         raise ValueError(f"{text} GPUs: a task takes whole GPUs, or a fraction of one")
     if not milli and float(match[1]):
         raise ValueError(f"{text} GPUs: the smallest fraction is 0.001")
     return whole, part
+
+
+def _bounded(text: str, amount: float) -> float:
+    if amount > MOST:
+        raise ValueError(f"{_shortened(text)} is more than there is")
+    return amount
+
+
+def _finite(text: str, duration_s: float) -> float:
+    if math.isinf(duration_s):
+        raise ValueError(f"{_shortened(text)} is longer than time goes on")
+    return duration_s
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def duration_text(duration_s: float) -> str:

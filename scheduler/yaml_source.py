@@ -95,8 +95,9 @@ def load_yaml_with_lines(text: str, source: str) -> tuple[dict[str, Any], Lines]
 
     Raises `InvalidSource` for bad syntax, duplicate keys and a root that is no mapping.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         duplicates = list(_duplicate_keys(root, source)) if root is not None else []
         if duplicates:
@@ -104,12 +105,17 @@ def load_yaml_with_lines(text: str, source: str) -> tuple[dict[str, Any], Lines]
         data = loader.construct_document(root) if root is not None else {}
     except yaml.MarkedYAMLError as error:
         raise InvalidSource([_syntax_problem(error, source)]) from error
+    except yaml.reader.ReaderError as error:
+        rule = f"must be text: there is a character {chr(error.character)!r} in it"
+        line = text.count("\n", 0, error.position) + 1
+        raise InvalidSource([Problem(source=source, line=line, field="", rule=rule)]) from error
     except (yaml.YAMLError, ValueError) as error:
         raise InvalidSource([_file_problem(source, str(error))]) from error
     except RecursionError as error:
         raise InvalidSource([_file_problem(source, "is nested too deeply")]) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if data is None:
         data = {}
     if not isinstance(data, dict):

@@ -12,7 +12,7 @@ import yaml
 from cli_testing import NOW_S, FakeCluster, fake_cluster, job, lepton
 from daemon_testing import LEPTON, free_port
 
-from scheduler.cli.connection import command_error, server_address
+from scheduler.cli.connection import command_error, is_loopback, server_address
 from scheduler.cli.main import SECTIONS, VERBS
 from scheduler.cli.settings import Settings
 from scheduler.client import ClientError
@@ -694,6 +694,51 @@ def test_a_token_comes_from_a_file(cluster: FakeCluster, tmp_path: Path):
 
     assert missing.exit_code == 64
     assert "LEPTON_TOKEN_FILE" in missing.stderr
+
+
+@pytest.mark.parametrize("token", ["f\u00f6\u00f6", "two\nlines"])
+def test_a_token_that_cannot_be_one_is_refused_before_it_is_sent(
+    cluster: FakeCluster, token: str
+):
+    result = lepton("info", cluster=cluster, LEPTON_TOKEN=token)
+
+    assert (result.exit_code, cluster.requests) == (64, [])
+    assert "no token has" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("server", "is_here"),
+    [
+        ("localhost:1", True),
+        ("127.8.0.1:1", True),
+        ("[::1]:1", True),
+        ("127.example.org:1", False),
+        ("10.0.0.1:1", False),
+    ],
+)
+def test_only_an_address_of_this_machine_is_spoken_to_in_the_clear(server, is_here):
+    assert is_loopback(server) is is_here
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("submit", "--priority", "9" * 20, "--", "true"),
+        ("submit", "--memory", "9" * 20 + "G", "--", "true"),
+        ("submit", "--tasks", "9" * 20, "--", "true"),
+        ("submit", "--array", "9" * 20, "--", "true"),
+        ("update", "17", "--priority", "9" * 20),
+        ("update", "17", "--replicas", "9" * 20),
+        ("logs", "17", "--tail", "9" * 20),
+        ("signal", "17", "TERM", "--index", "9" * 20),
+    ],
+)
+def test_numbers_that_the_wire_has_no_room_for_are_wrong_usage(
+    cluster: FakeCluster, words: tuple[str, ...]
+):
+    cluster.jobs["17"] = job("17", phase=pb.JOB_PHASE_RUNNING)
+
+    assert lepton(*words, cluster=cluster).exit_code == 64
 
 
 # Help and completion

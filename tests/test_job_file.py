@@ -350,3 +350,34 @@ def test_the_job_file_in_the_documentation_is_one():
     example = text.partition("```yaml\n")[2].partition("```")[0]
 
     assert [job.spec.name for job in parsed(example)] == ["prepare", "train"]
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (parse_memory_mib, "99999999999999999999G"),
+        (parse_cpu_milli, "9" * 400),
+        (parse_gpus, "9" * 400),
+        (parse_duration_s, "9" * 400 + "s"),
+        (parse_duration_s, "9" * 400 + ":00"),
+    ],
+)
+def test_amounts_beyond_all_bounds_are_refused_in_a_short_sentence(parse, text):
+    with pytest.raises(ValueError, match=r"more than there is|longer than time") as raised:
+        parse(text)
+    assert len(str(raised.value)) < 100
+
+
+@pytest.mark.parametrize(
+    "field", ["tasks", "min_tasks", "priority", "retries", "memory", "cpus"]
+)
+def test_numbers_that_the_wire_has_no_room_for_are_told_with_their_line(field):
+    unit = "Gi" if field == "memory" else ""
+    (problem,) = problems(f"name: a\ncommand: b\n{field}: {10**20}{unit}\n")
+    assert problem.startswith(f"job.yaml:3: {field}: ")
+
+
+def test_a_character_that_no_yaml_may_hold_is_told_with_its_line():
+    assert problems("name: a\ncommand: b\x00c\n") == [
+        "job.yaml:2: must be text: there is a character '\\x00' in it"
+    ]

@@ -5,6 +5,7 @@ silence into `CommandError`s that say what to do next. Names of jobs become ids 
 """
 
 import asyncio
+import ipaddress
 import json
 import os
 import re
@@ -101,11 +102,21 @@ def _knock(server: str) -> None:
 
 def client_for(settings: Settings, server: str, *, timeout_s: float = TIMEOUT_S) -> Client:
     """Return a client: in the clear to this machine, with TLS to any other."""
+    _check_token(settings.token)
     tls = None
     if settings.ca or settings.cert or not is_loopback(server):
         _check_files(settings)
         tls = Tls(ca=settings.ca, cert=settings.cert, key=settings.key)
     return Client(server, token=settings.token or None, tls=tls, timeout_s=timeout_s)
+
+
+def _check_token(token: str) -> None:
+    if not token.isascii() or not token.isprintable():
+        raise CommandError(
+            "the token has characters that no token has",
+            hint="It must be as `lepton config token` printed it.",
+            code=ExitCode.USAGE,
+        )
 
 
 def _check_files(settings: Settings) -> None:
@@ -145,7 +156,10 @@ def _local_daemon() -> str:
 def is_loopback(server: str) -> bool:
     """Return whether the address is of this machine itself."""
     host = server.rpartition(":")[0].strip("[]")
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may say what it likes
+        return False
 
 
 def command_error(error: ClientError, server: str) -> CommandError:

@@ -8,7 +8,7 @@ import typer
 
 from scheduler.cli.completion import complete_live_job
 from scheduler.cli.settings import Settings
-from scheduler.quantities import parse_duration_s
+from scheduler.quantities import MOST, parse_duration_s
 
 if TYPE_CHECKING:
     from scheduler.client import Client
@@ -59,7 +59,9 @@ def resume(ctx: typer.Context, names: Jobs) -> None:
 def update(
     ctx: typer.Context,
     name: Job,
-    priority: Annotated[int | None, typer.Option(help="Higher is served first.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-MOST, max=MOST, help="Higher is served first.")
+    ] = None,
     time: Annotated[
         float | None,
         typer.Option(
@@ -98,7 +100,7 @@ def update(
 
 def _replicas(text: str) -> tuple[str, int]:
     role, _, count = text.rpartition("=")
-    if not count.isdigit():
+    if not count.isascii() or not count.isdigit() or len(count) > len(str(MOST)) - 1:
         raise typer.BadParameter(f"{text!r}: write 3, or ROLE=3", param_hint="--replicas")
     return role, int(count)
 
@@ -108,7 +110,9 @@ def signal(
     name: Job,
     which: Annotated[str, typer.Argument(metavar="SIGNAL", help="USR1, SIGTERM or 15.")],
     role: Annotated[str, typer.Option(help="Only tasks of this role.")] = "",
-    index: Annotated[int | None, typer.Option(help="Only this task of the role.")] = None,
+    index: Annotated[
+        int | None, typer.Option(min=0, max=MOST, help="Only this task of the role.")
+    ] = None,
 ) -> None:
     """Send a signal to the processes of a job.
 

@@ -15,6 +15,7 @@ from scheduler.cli.completion import complete_job
 from scheduler.cli.errors import ExitCode
 from scheduler.cli.settings import Settings
 from scheduler.cli.terminal import write_bytes
+from scheduler.quantities import MOST
 
 AWAY_AT_MOST_S = 300.0
 """For so long a daemon may be down while its logs are followed."""
@@ -33,15 +34,17 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")
     ] = False,
     role: Annotated[str, typer.Option(help="Of this role; default: the first.")] = "",
-    index: Annotated[int | None, typer.Option(min=0, help="Of this task; default: 0.")] = None,
+    index: Annotated[
+        int | None, typer.Option(min=0, max=MOST, help="Of this task; default: 0.")
+    ] = None,
     every: Annotated[
         bool, typer.Option("--all", "-a", help="Of all tasks, each line with its task.")
     ] = False,
     attempt: Annotated[
-        int | None, typer.Option(min=1, help="Of this attempt; default: the last.")
+        int | None, typer.Option(min=1, max=MOST, help="Of this attempt; default: the last.")
     ] = None,
     tail: Annotated[
-        int | None, typer.Option("--tail", "-n", min=0, help="Only the last N lines.")
+        int | None, typer.Option("--tail", "-n", min=0, max=MOST, help="Only the last N lines.")
     ] = None,
     stderr: Annotated[bool, typer.Option("--stderr", help="Only what went to stderr.")] = False,
     stdout: Annotated[bool, typer.Option("--stdout", help="Only what went to stdout.")] = False,

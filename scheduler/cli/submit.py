@@ -10,6 +10,7 @@ from scheduler.cli.completion import complete_condition, complete_queue
 from scheduler.cli.settings import Settings
 from scheduler.quantities import (
     MILLI,
+    MOST,
     parse_cpu_milli,
     parse_duration_s,
     parse_gpus,
@@ -106,11 +107,17 @@ def submit(
     tasks: Annotated[
         int | None,
         typer.Option(
-            "--tasks", "-n", min=1, metavar="N", help="How many tasks; they start together."
+            "--tasks",
+            "-n",
+            min=1,
+            max=MOST,
+            metavar="N",
+            help="How many tasks; they start together.",
         ),
     ] = None,
     min_tasks: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Start with at least so many.")
+        int | None,
+        typer.Option(min=1, max=MOST, metavar="N", help="Start with at least so many."),
     ] = None,
     queue: Annotated[
         str | None,
@@ -123,7 +130,10 @@ def submit(
         ),
     ] = None,
     priority: Annotated[
-        int | None, typer.Option("--priority", "-p", metavar="N", help="Higher goes first.")
+        int | None,
+        typer.Option(
+            "--priority", "-p", min=-MOST, max=MOST, metavar="N", help="Higher goes first."
+        ),
     ] = None,
     time: Annotated[
         float | None,
@@ -157,13 +167,16 @@ def submit(
     ] = None,
     array: Annotated[
         int | None,
-        typer.Option("--array", "-a", min=1, metavar="N", help="N copies with an index each."),
+        typer.Option(
+            "--array", "-a", min=1, max=MOST, metavar="N", help="N copies with an index each."
+        ),
     ] = None,
     kind: Annotated[
         str | None, typer.Option(metavar="KIND", help="training, inference or batch.")
     ] = None,
     retries: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Start again after failing.")
+        int | None,
+        typer.Option(min=0, max=MOST, metavar="N", help="Start again after failing."),
     ] = None,
     grace: Annotated[
         float | None,
