@@ -140,3 +140,8 @@ def test_lines_are_found_through_merged_keys():
     assert lines.of(("use", "a")) == 2
     assert lines.of(("use", "b")) == 6
     assert lines.of(("use", "absent")) == 4
+
+
+def test_the_deployed_configuration_is_valid():
+    path = Path(__file__).resolve().parent.parent / "deploy" / "lepton.yaml"
+    assert load_config(path).folder.is_absolute()

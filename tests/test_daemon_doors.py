@@ -183,10 +183,11 @@ async def test_a_large_decision_leaves_the_loop_free_and_decides_the_same(tmp_pa
             ]
         )
         async with planning(daemon, nodes):
-            await until(lambda: len(daemon.unplaced) == 100)
             executor = daemon.executor
             assert isinstance(executor, PaperExecutor)
+            await until(lambda: executor.starts)
             assert len(executor.starts) == 300
+            assert len(daemon.unplaced) == 100
 
 
 async def test_a_dump_is_written_when_enough_has_happened(tmp_path: Path):
