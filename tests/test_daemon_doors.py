@@ -13,7 +13,7 @@ from rpc_testing import PaperExecutor, config_of, until
 
 from policies.registry import policy_named
 from scheduler.clock import SystemClock
-from scheduler.core.events import JobsSubmitted, TaskEnded
+from scheduler.core.events import JobsSubmitted, TaskCheckpointed, TaskEnded
 from scheduler.core.model import JobId, Node, NodeName
 from scheduler.core.plan import Accepted
 from scheduler.daemon.daemon import Daemon
@@ -107,6 +107,26 @@ async def test_time_never_goes_back_whatever_the_clock_does(tmp_path: Path):
     async with opened(tmp_path) as daemon:
         daemon.clock.shift_s = -3600.0
         assert daemon.now_s() >= first.job.submitted_at_s, "also across a restart"
+
+
+async def test_time_goes_on_where_the_clock_went_back(tmp_path: Path):
+    async with opened(tmp_path) as daemon, planning(daemon):
+        daemon.clock.shift_s = 3600.0
+        await submit(daemon)
+        daemon.clock.shift_s = 0.0
+        job_id = await submit(daemon, start_after_s=daemon.now_s() + 0.3)
+        await until(lambda: (job := daemon.engine.job(job_id)) and job.first_started_at_s)
+
+
+async def test_a_stamp_from_the_future_carries_nobodys_time_away(tmp_path: Path):
+    async with opened(tmp_path) as daemon, planning(daemon):
+        job_id = await submit(daemon)
+        await until(lambda: daemon.engine.job(job_id).first_started_at_s)
+        (task,) = daemon.engine.job(job_id).tasks
+        daemon.report(TaskCheckpointed(at_s=daemon.clock.now_s() + 1e9, task=task))
+        await until(lambda: daemon.engine.job(job_id).checkpoint_at_s)
+        assert daemon.now_s() < daemon.clock.now_s() + 1.0
+        assert daemon.engine.now_s < daemon.clock.now_s() + 1.0
 
 
 async def test_events_are_observed_in_the_order_in_which_they_came(tmp_path: Path):

@@ -248,6 +248,24 @@ async def test_a_checkpoint_is_reported_once_it_is_complete(folder: Path) -> Non
         assert [type(e) for e in recorder.of(start)].count(TaskCheckpointed) == 1
 
 
+async def test_a_checkpoint_stamped_in_the_future_neither_counts_nor_hides_others(
+    folder: Path,
+) -> None:
+    code = "cd $LEPTON_CHECKPOINT_DIR; touch -d 2100-01-01 wrong; touch right; sleep 60"
+    start = start_of("sh", "-c", code)
+    async with executor_in(folder, settings=LocalSettings(sweep_s=0.05)) as (
+        executor,
+        recorder,
+    ):
+        executor.submit(accepted(start))
+        await until(lambda: any(isinstance(e, TaskCheckpointed) for e in recorder.of(start)))
+        right = (executor.checkpoint_folder(start.job.id) / "right").stat().st_mtime
+        told = [e.at_s for e in recorder.of(start) if isinstance(e, TaskCheckpointed)]
+        assert told == [pytest.approx(right)]
+        executor.submit(evicted(start))
+        await recorder.end_of(start)
+
+
 async def test_forgetting_a_job_removes_its_folders(folder: Path) -> None:
     start = start_of("true")
     async with executor_in(folder) as (executor, recorder):

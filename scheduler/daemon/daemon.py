@@ -15,7 +15,7 @@ from functools import partial
 from itertools import islice
 from typing import NoReturn
 
-from scheduler.clock import Clock
+from scheduler.clock import Clock, ForwardTime
 from scheduler.config import DaemonConfig
 from scheduler.core.engine import Engine
 from scheduler.core.events import (
@@ -77,6 +77,7 @@ class Daemon:
         self.news = asyncio.Event()  # something a decision may depend on has changed
         # Set when a bug leaves the state in doubt: whoever runs the daemon must end it.
         self.failed: asyncio.Future[NoReturn] = asyncio.get_running_loop().create_future()
+        self._time = ForwardTime(clock)
         self._last_at_s = 0.0
         self._facts: deque[Event] = deque()
         self._has_facts = asyncio.Event()
@@ -87,8 +88,8 @@ class Daemon:
         return self.journal.unavailable_reason
 
     def now_s(self) -> float:
-        """Return the time, which never goes back behind the last event."""
-        return max(self.clock.now_s(), self._last_at_s)
+        """Return the time, which never goes back and never stands still."""
+        return self._time.now_s()
 
     async def find(self, job_id: JobId) -> JobRecord | None:
         """Return a job, live or finished."""
@@ -108,6 +109,7 @@ class Daemon:
             if isinstance(outcome, Accepted) and outcome.finished:
                 self.store.add(outcome.finished)
         self._last_at_s = self.engine.now_s
+        self._time.go_on_from(self._last_at_s)
         self.watch = WatchHub(self.engine.revision, to_wire=self._to_wire, find=self.find)
         self.journal.on_change(self._journal_changed)
         live = self.engine.live_starts()
@@ -175,11 +177,14 @@ class Daemon:
         return done
 
     def _in_order(self, event: Event) -> Event:
-        """Return the event at a moment not before the last one's, whatever the clock does."""
-        if event.at_s < self._last_at_s:
-            return replace(event, at_s=self._last_at_s)
-        self._last_at_s = event.at_s
-        return event
+        """Return the event at a moment not before the last one's, and not in the future.
+
+        The time of the state is that of its last event. A fact may carry a stamp that somebody
+        else made, a file's say: taken as it is, it would carry everybody's time away.
+        """
+        at_s = max(min(event.at_s, self.now_s()), self._last_at_s)
+        self._last_at_s = at_s
+        return event if at_s == event.at_s else replace(event, at_s=at_s)
 
     def _durable(
         self,

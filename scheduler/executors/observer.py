@@ -89,7 +89,8 @@ class Observer:
     async def news_s(self, job: JobId, *, since_s: float) -> float | None:
         """Return when a checkpoint of a job was completed, if one was that is not known yet."""
         folder = self._folders.checkpoints(job)
-        look = partial(self._checkpoints.news_s, job, folder, since_s=since_s)
+        now_s = self._clock.now_s()
+        look = partial(self._checkpoints.news_s, job, folder, since_s=since_s, now_s=now_s)
         return await self._on_thread(look)
 
     def forget(self, job: JobId) -> None:
