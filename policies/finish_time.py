@@ -33,7 +33,7 @@ def finish_time_shares(
     jobs = classes_of(throughputs, gpus, elapsed_s, remaining_steps)
     speeds, steps = throughputs[jobs.first], remaining_steps[jobs.first]
     elapsed, gpus_of = elapsed_s[jobs.first], gpus[jobs.first]
-    alone = speeds @ equal_share(gpus, capacity)
+    alone = (speeds * equal_share(gpus, capacity)).sum(axis=1)
     counts = (steps > 0) & (alone > 0)
     alone_s = elapsed + np.divide(steps, alone, out=np.zeros(len(steps)), where=counts)
     late = counts & (elapsed > 0)

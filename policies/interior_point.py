@@ -49,7 +49,7 @@ class Iterate:
         """Start from the equal shares and equal prices."""
         n_types, n_jobs = speed.shape
         equal = equal_slices(demand)
-        earned = equal @ speed
+        earned = _over_types(equal, speed)
         y = 1 / np.where(slope > 0, slope, 1.0) / n_jobs
         p = np.full(n_types, 1 / n_types)
         cost = demand * p[:, None] - speed * y
@@ -152,25 +152,25 @@ class _Newton:
         ratio = i.x / i.z
         weight = ratio.sum(axis=0)
         idle = weight + i.s / i.w
-        mean = (i.speed * ratio).sum(axis=0) / idle
+        mean = _each_job(i.speed, ratio) / idle
         apart = i.speed - mean
         spread = ratio * apart
-        stiff = (spread * apart).sum(axis=0) + mean * mean * (i.s / i.w) + i.e / i.y
+        stiff = _each_job(spread, apart) + mean * mean * (i.s / i.w) + i.e / i.y
         pull, load = i.demand * spread, i.demand * ratio
         cost = i.z - (i.demand * i.p[:, None] + i.w - i.speed * i.y)
-        requirement = i.base + i.slope * i.t + i.e - (i.speed * i.x).sum(axis=0)
+        requirement = i.base + i.slope * i.t + i.e - _each_job(i.speed, i.x)
         time = i.x.sum(axis=0) + i.s - 1
-        room = (i.demand * i.x).sum(axis=1) + i.c - 1
-        whole = 1 - float(i.slope @ i.y)
+        room = _each_type(i.demand, i.x) + i.c - 1
+        whole = 1 - _inner(i.slope, i.y)
         n_types = len(i.p)
         reduced = np.empty((n_types + 1, n_types + 1))
-        across = load / idle @ load.T
+        across = _between_types(load / idle, load)
         # The diagonal of load^2/ratio - load^2/idle, as a sum of positive terms.
         alone = (load / idle * i.demand * (idle - ratio)).sum(axis=1)
         np.fill_diagonal(across, -alone - i.c / i.p)
-        reduced[:-1, :-1] = across + pull / stiff @ pull.T
-        reduced[:-1, -1] = reduced[-1, :-1] = pull @ (i.slope / stiff)
-        reduced[-1, -1] = i.slope @ (i.slope / stiff)
+        reduced[:-1, :-1] = across + _between_types(pull / stiff, pull)
+        reduced[:-1, -1] = reduced[-1, :-1] = _over_jobs(pull, i.slope / stiff)
+        reduced[-1, -1] = _inner(i.slope, i.slope / stiff)
         worst = max(float(abs(part).max()) for part in (requirement, time, room))
         return cls(
             reduced, cost, requirement, time, room, whole,
@@ -187,21 +187,21 @@ class _Newton:
             self.requirement
             + aim_e / i.y
             + self.mean * (self.time + aim_s / i.w)
-            - (self.apart * drift).sum(axis=0)
+            - _each_job(self.apart, drift)
         )
         right = np.empty(len(i.p) + 1)
         right[:-1] = (
             -self.room
-            - (i.demand * drift).sum(axis=1)
+            - _each_type(i.demand, drift)
             - aim_c / i.p
-            - self.pull @ (lift / self.stiff)
-            - self.load @ (short / self.idle)
+            - _over_jobs(self.pull, lift / self.stiff)
+            - _over_jobs(self.load, short / self.idle)
         )
-        right[-1] = self.whole - i.slope @ (lift / self.stiff)
-        solved = np.linalg.solve(self.reduced, right)
+        right[-1] = self.whole - _inner(i.slope, lift / self.stiff)
+        solved: Array = np.linalg.solve(self.reduced, right).astype(float)
         dp, dt = solved[:-1], float(solved[-1])
-        dy = (lift + dp @ self.pull + i.slope * dt) / self.stiff
-        dw = self.mean * dy - (short + dp @ self.load) / self.idle
+        dy = (lift + _over_types(dp, self.pull) + i.slope * dt) / self.stiff
+        dw = self.mean * dy - (short + _over_types(dp, self.load)) / self.idle
         dz = i.demand * dp[:, None] + dw - i.speed * dy - self.cost
         primal = [
             aim_x / i.z - self.ratio * dz,
@@ -212,8 +212,41 @@ class _Newton:
         return primal, [dz, dy, dw, dp], dt
 
 
+# Sums by einsum, not by BLAS, which would wake its threads for products this thin; on a machine
+# with other work to do, waiting for them takes longer than the product.
+
+
+def _inner(left: Array, right: Array) -> float:
+    return float(np.einsum("i,i", left.ravel(), right.ravel()))
+
+
+def _each_job(left: Array, right: Array) -> Array:
+    summed: Array = np.einsum("kj,kj->j", left, right)
+    return summed
+
+
+def _each_type(left: Array, right: Array) -> Array:
+    summed: Array = np.einsum("kj,kj->k", left, right)
+    return summed
+
+
+def _over_jobs(table: Array, per_job: Array) -> Array:
+    summed: Array = np.einsum("kj,j->k", table, per_job)
+    return summed
+
+
+def _over_types(per_type: Array, table: Array) -> Array:
+    summed: Array = np.einsum("k,kj->j", per_type, table)
+    return summed
+
+
+def _between_types(left: Array, right: Array) -> Array:
+    summed: Array = np.einsum("kj,lj->kl", left, right)
+    return summed
+
+
 def _products(left: list[Array], right: list[Array]) -> float:
-    return float(sum(np.vdot(a, b) for a, b in zip(left, right, strict=True)))
+    return sum(_inner(a, b) for a, b in zip(left, right, strict=True))
 
 
 def _moved(values: list[Array], changes: list[Array], reach: float) -> list[Array]:

@@ -113,7 +113,8 @@ class _Scaled:
         top = speeds.max(axis=1)
         demand = times / capacity[:, None]
         rising = slope > 0
-        unit = float((equal_slices(demand) @ speeds[rising].T / slope[rising]).min())
+        earned = (speeds[rising] * equal_slices(demand)).sum(axis=1)
+        unit = float((earned / slope[rising]).min())
         return cls(
             speed=np.ascontiguousarray(speeds.T) / top,
             demand=np.ascontiguousarray(demand),

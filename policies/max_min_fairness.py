@@ -20,7 +20,9 @@ def max_min_shares(
         speeds,
         gpus_of,
         capacity=capacity,
-        slope=weights[jobs.first] * (speeds @ equal_share(gpus, capacity)) / gpus_of,
+        slope=weights[jobs.first]
+        * (speeds * equal_share(gpus, capacity)).sum(axis=1)
+        / gpus_of,
         copies=jobs.copies,
     )
     return shares_from(level, jobs.of_row, gpus=gpus, capacity=capacity)

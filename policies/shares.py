@@ -52,7 +52,7 @@ def within_limits(fractions: Array, gpus: Array, capacity: Array) -> Array:
     """Take back what rounding put beyond the limits, so that they hold exactly."""
     kept = np.clip(fractions, 0.0, 1.0)
     kept /= np.maximum(kept.sum(axis=1, keepdims=True), 1.0)
-    usage = gpus @ kept
+    usage = np.einsum("j,jk", gpus, kept)  # see interior_point on BLAS
     over = usage > capacity
     kept[:, over] *= capacity[over] / usage[over]
     return kept

@@ -99,7 +99,7 @@ def max_min_pair_shares(
     jobs = classes_of(profile, weights)
     of_group = profile[jobs.first]
     speeds, gpus = profiles.alone[of_group], profiles.gpus[of_group]
-    alone = speeds @ equal_share(profiles.gpus[profile], capacity)
+    alone = (speeds * equal_share(profiles.gpus[profile], capacity)).sum(axis=1)
     groups = _Groups(
         profile=of_group,
         gpus=gpus,

@@ -31,7 +31,7 @@ def water_filling_shares(
     """Maximise the levels of `max_min_shares` lexicographically; the least is the value."""
     jobs = classes_of(throughputs, gpus, weights)
     speeds, gpus_of = np.where(capacity > 0, throughputs[jobs.first], 0.0), gpus[jobs.first]
-    slope = weights[jobs.first] * (speeds @ equal_share(gpus, capacity)) / gpus_of
+    slope = weights[jobs.first] * (speeds * equal_share(gpus, capacity)).sum(axis=1) / gpus_of
     least = largest_level(speeds, gpus_of, capacity=capacity, slope=slope, copies=jobs.copies)
     if least.status is not Status.OPTIMAL or not np.isfinite(least.level):
         return shares_from(least, jobs.of_row, gpus=gpus, capacity=capacity)
@@ -120,7 +120,7 @@ class _Water:
 
         def over(level: float) -> float:
             costs = _cheapest(self.speeds, self.gpus, prices, self.required(level))
-            return float(self.copies @ costs) - there
+            return float((self.copies * costs).sum()) - there
 
         if over(above) <= 0 or over(self.reached) >= 0:
             return above if over(above) <= 0 else self.reached

@@ -1,0 +1,284 @@
+"""How long sharing a cluster takes, built and solved, against cvxpy on the same program.
+
+Jobs are of the 83 (model, batch size, GPUs) classes that Gavel measured if its throughputs are
+at hand (LEPTON_DATA, or shared/data beside the repository), else drawn to resemble them. Every
+baseline of the same run must have the same optimum to 1e-6, or the case fails.
+"""
+
+import gzip
+import json
+import os
+import sys
+import time
+from ast import literal_eval
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cvxpy as cp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from report import report
+
+from policies.finish_time import finish_time_shares
+from policies.linear_program import Status
+from policies.max_min_fairness import max_min_shares
+from policies.shares import equal_share
+from policies.space_sharing import Profiles, max_min_pair_shares
+from policies.water_filling import water_filling_shares
+
+TYPES = ("v100", "p100", "k80")
+LOAD = 4.0
+"""GPUs wanted per GPU there is."""
+DATA = Path(os.environ.get("LEPTON_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    throughputs: np.ndarray
+    gpus: np.ndarray
+    weights: np.ndarray
+    capacity: np.ndarray
+
+    @property
+    def alone(self) -> np.ndarray:
+        return self.throughputs @ equal_share(self.gpus, self.capacity)
+
+
+def profiles() -> tuple[Profiles, str]:
+    path = DATA / "gavel" / "simulation_throughputs.json.gz"
+    if not path.exists():
+        return resembling(), "drawn at random"
+    measured = json.loads(gzip.decompress(path.read_bytes()))
+    names = list(measured[TYPES[0]])
+    number = {name: i for i, name in enumerate(names)}
+    beside = np.zeros((len(names), len(names), len(TYPES)))
+    for kind, gpu in enumerate(TYPES):
+        for name in names:
+            for other, speeds in measured[gpu][name].items():
+                if other != "null":
+                    beside[number[name], number[other], kind] = speeds[0]
+    alone = np.array([[measured[gpu][name]["null"] for gpu in TYPES] for name in names])
+    gpus = np.array([float(literal_eval(name)[1]) for name in names])
+    return Profiles(gpus=gpus, alone=alone, beside=beside), "as Gavel measured"
+
+
+def resembling() -> Profiles:
+    draw = np.random.default_rng(83)
+    gpus = np.array([1.0] * 26 + [2.0] * 19 + [4.0] * 19 + [8.0] * 19)
+    alone = draw.lognormal(2, 1, (83, 1)) * draw.uniform(
+        [0.7, 0.4, 0.1], [1, 0.9, 0.3], (83, 3)
+    )
+    beside = alone[:, None, :] * draw.uniform(0.4, 1.0, (83, 83, 3))
+    beside *= ((gpus[:, None] == 1) & (gpus == 1))[:, :, None]
+    return Profiles(gpus=gpus, alone=alone, beside=beside)
+
+
+def of_classes(measured: Profiles, n_jobs: int) -> tuple[Case, np.ndarray]:
+    profile = np.random.default_rng(0).integers(0, len(measured.gpus), n_jobs)
+    gpus = measured.gpus[profile]
+    case = Case(
+        throughputs=measured.alone[profile],
+        gpus=gpus,
+        weights=np.ones(n_jobs),
+        capacity=np.full(len(TYPES), gpus.sum() / LOAD / len(TYPES)),
+    )
+    return case, profile
+
+
+def all_distinct(n_jobs: int, n_types: int) -> Case:
+    draw = np.random.default_rng(n_jobs)
+    gpus = draw.choice([1.0, 2.0, 4.0, 8.0], n_jobs)
+    mix = draw.uniform(0.5, 1.5, n_types)
+    speed = draw.lognormal(2, 1, (n_jobs, 1)) * draw.uniform(0.1, 1.0, (n_jobs, n_types))
+    return Case(
+        throughputs=speed,
+        gpus=gpus,
+        weights=draw.uniform(0.5, 2.0, n_jobs),
+        capacity=mix / mix.sum() * gpus.sum() / LOAD,
+    )
+
+
+def best_s(solve: Callable[[], object], repeats: int) -> float:
+    took_s = []
+    for _ in range(repeats):
+        start_s = time.perf_counter()
+        solve()
+        took_s.append(time.perf_counter() - start_s)
+    return min(took_s)
+
+
+def limits(case: Case, x: cp.Variable) -> list[cp.Constraint]:
+    return [x >= 0, cp.sum(x, axis=1) <= 1, case.gpus @ x <= case.capacity]
+
+
+def speeds(case: Case, x: cp.Variable) -> cp.Expression:
+    return cp.sum(cp.multiply(case.throughputs / case.alone[:, None], x), axis=1)
+
+
+def max_min_by_cvxpy(case: Case, solver: str) -> float:
+    x = cp.Variable(case.throughputs.shape)
+    scale = case.gpus / case.weights
+    problem = cp.Problem(
+        cp.Maximize(cp.min(cp.multiply(scale, speeds(case, x)))), limits(case, x)
+    )
+    problem.solve(solver=solver)
+    return float(problem.value)
+
+
+def finish_by_cvxpy(case: Case, elapsed_s: np.ndarray, steps: np.ndarray) -> float:
+    x = cp.Variable(case.throughputs.shape)
+    alone_s = elapsed_s + steps / case.alone
+    end_s = elapsed_s + cp.multiply(steps / case.alone, cp.inv_pos(speeds(case, x)))
+    worst = cp.max(cp.multiply(1 / alone_s, end_s))
+    problem = cp.Problem(cp.Minimize(worst), limits(case, x))
+    problem.solve(solver=cp.CLARABEL)
+    return float(problem.value)
+
+
+def assert_same(value: float, expected: float) -> None:
+    assert abs(value - expected) <= 1e-6 * abs(expected), (value, expected)
+
+
+def max_min(case: Case, label: str, goal_s: float | None, *, repeats: int = 10) -> None:
+    """Report seconds against their goal or, without one, that cvxpy is not faster."""
+
+    def solve() -> float:
+        shares = max_min_shares(
+            case.throughputs, case.gpus, weights=case.weights, capacity=case.capacity
+        )
+        assert shares.status is Status.OPTIMAL
+        return shares.value
+
+    took_s, value = best_s(solve, repeats), solve()
+    n_jobs, n_types = case.throughputs.shape
+    for solver in (cp.ECOS, cp.CLARABEL)[n_jobs > 10_000 :]:
+        assert_same(value, max_min_by_cvxpy(case, solver))
+        report(
+            benchmark="solve",
+            case=label,
+            value=took_s,
+            unit="s",
+            better="lower",
+            goal=1.0 if goal_s is None else goal_s,
+            goal_of="ratio" if goal_s is None else "value",
+            baseline=f"cvxpy with {solver}, same run",
+            baseline_value=best_s(lambda s=solver: max_min_by_cvxpy(case, s), min(repeats, 3)),
+            size=f"{n_jobs} jobs x {n_types} types",
+        )
+
+
+def finish_time(case: Case) -> None:
+    draw = np.random.default_rng(5)
+    n_jobs, n_types = case.throughputs.shape
+    steps = case.throughputs.max(axis=1) * draw.uniform(1e3, 1e5, n_jobs)
+    elapsed_s = draw.uniform(0, 1e5, n_jobs)
+
+    def solve() -> float:
+        return finish_time_shares(
+            case.throughputs,
+            case.gpus,
+            elapsed_s=elapsed_s,
+            remaining_steps=steps,
+            capacity=case.capacity,
+        ).value
+
+    start_s = time.perf_counter()
+    expected = finish_by_cvxpy(case, elapsed_s, steps)
+    baseline_s = time.perf_counter() - start_s
+    assert_same(solve(), expected)
+    report(
+        benchmark="solve",
+        case="finish-time fairness, all distinct",
+        value=best_s(solve, 3),
+        unit="s",
+        better="lower",
+        goal=0.3,
+        goal_of="value",
+        baseline="cvxpy with CLARABEL, same run",
+        baseline_value=baseline_s,
+        size=f"{n_jobs} jobs x {n_types} types",
+    )
+
+
+def water_filling(case: Case) -> None:
+    def solve() -> float:
+        return water_filling_shares(
+            case.throughputs, case.gpus, weights=case.weights, capacity=case.capacity
+        ).value
+
+    assert_same(solve(), max_min_by_cvxpy(case, cp.ECOS))
+    n_jobs, n_types = case.throughputs.shape
+    report(
+        benchmark="solve",
+        case="water filling, all distinct",
+        value=best_s(solve, 3),
+        unit="s",
+        better="lower",
+        goal=0.3,
+        size=f"{n_jobs} jobs x {n_types} types",
+    )
+
+
+def pairs_by_cvxpy(measured: Profiles, case: Case, profile: np.ndarray) -> float:
+    """Return the optimum over classes; z[a, b] is the time of pairs of a job of each."""
+    n, copies = len(measured.gpus), np.bincount(profile, minlength=len(measured.gpus))
+    x = cp.Variable((n, len(TYPES)), nonneg=True)
+    earned, time = cp.sum(cp.multiply(measured.alone, x), axis=1), cp.sum(x, axis=1)
+    constraints = []
+    for kind in range(len(TYPES)):
+        z = cp.Variable((n, n), nonneg=True)
+        beside = measured.beside[:, :, kind]
+        constraints.append(cp.multiply(z, (beside == 0) * (beside.T == 0)) == 0)
+        earned += cp.sum(cp.multiply(beside, z + z.T), axis=1)
+        time += cp.sum(z + z.T, axis=1)
+        used = measured.gpus @ x[:, kind] + cp.sum(measured.gpus @ z)
+        constraints.append(used <= case.capacity[kind])
+    alone = measured.alone @ equal_share(case.gpus, case.capacity)
+    level = cp.min(cp.multiply(measured.gpus / (alone * copies), earned))
+    problem = cp.Problem(cp.Maximize(level), [*constraints, time <= copies])
+    problem.solve(solver=cp.CLARABEL)
+    return float(problem.value)
+
+
+def pairs(measured: Profiles, n_jobs: int) -> None:
+    """Report 83 classes, and as many groups as jobs: each job a weight of its own."""
+    case, profile = of_classes(measured, n_jobs)
+    own = np.random.default_rng(6).uniform(0.5, 2.0, n_jobs)
+    for weights, label in ((case.weights, "83 classes"), (own, "all of own weight")):
+
+        def solve(weights: np.ndarray = weights) -> float:
+            shares = max_min_pair_shares(
+                measured, profile, weights=weights, capacity=case.capacity
+            )
+            assert shares.alone.status is Status.OPTIMAL
+            return shares.alone.value
+
+        if weights is case.weights:
+            assert_same(solve(), pairs_by_cvxpy(measured, case, profile))
+        report(
+            benchmark="solve",
+            case=f"max-min with pairs, {label}",
+            value=best_s(solve, 2),
+            unit="s",
+            better="lower",
+            goal=12.0,
+            goal_of="value",
+            baseline="published: exact, commercial solver, 32 cores",
+            baseline_value=285.0,
+            size=f"{n_jobs} jobs x {len(TYPES)} types",
+        )
+
+
+if __name__ == "__main__":
+    measured, source = profiles()
+    max_min(of_classes(measured, 2_048)[0], f"max-min, 83 classes {source}", 6e-3)
+    distinct = all_distinct(2_048, 3)
+    max_min(distinct, "max-min, all distinct", None)
+    max_min(all_distinct(10_000, 6), "max-min, all distinct", 0.5, repeats=3)
+    max_min(all_distinct(100_000, 6), "max-min, all distinct", 5.0, repeats=1)
+    finish_time(distinct)
+    water_filling(distinct)
+    pairs(measured, 2_048)
