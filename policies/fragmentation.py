@@ -49,16 +49,19 @@ class Workload:
             popularity=tuple(count / total for _, count in ranked),
         )
 
+    def most_popular(self, coverage: float) -> "Workload":
+        """Return the fewest shapes that cover so much of it, 0 to 1; all if it is empty."""
+        n_kept = int(np.searchsorted(np.cumsum(self.popularity), coverage - 1e-9)) + 1
+        kept = zip(self.shapes[:n_kept], self.popularity[:n_kept], strict=True)
+        return Workload.of(dict(kept))
+
     def typical(self, coverage: float = 0.95) -> "Workload":
-        """Return the most popular shapes that cover so much of it, memory disregarded (FGD)."""
+        """Return the typical tasks of FGD: the most popular shapes, memory disregarded."""
         counts: dict[Shape, float] = {}
         for shape, popularity in zip(self.shapes, self.popularity, strict=True):
             without = replace(shape, memory_mib=0)
             counts[without] = counts.get(without, 0.0) + popularity
-        merged = Workload.of(counts)
-        n_kept = int(np.searchsorted(np.cumsum(merged.popularity), coverage - 1e-9)) + 1
-        kept = zip(merged.shapes[:n_kept], merged.popularity[:n_kept], strict=True)
-        return Workload.of(dict(kept))
+        return Workload.of(counts).most_popular(coverage)
 
 
 def _rank(shape: Shape) -> tuple[object, ...]:
@@ -247,3 +250,8 @@ def _rule(shape: Shape) -> Shape:
         gpus=1 if shape.total_gpu_milli else 0,
         gpu_milli=0,
     )
+
+
+def fgd(nodes: NodeColumns, workload: Workload) -> FragmentationGradient:
+    """Return FGD as its authors run it: typical tasks, whole points."""
+    return FragmentationGradient(workload=workload.typical(), in_points=True)
