@@ -212,16 +212,17 @@ class Client:
             request = cluster_pb2.WatchJobsRequest(
                 after_revision=revision, job_ids=wanted, queue=queue
             )
+            call = self._link.stub.WatchJobs(request, metadata=self._link.metadata)
+            error = ClientError(grpc.StatusCode.UNAVAILABLE, "the watch has ended")
             try:
-                async for event in self._link.stub.WatchJobs(
-                    request, metadata=self._link.metadata
-                ):
+                async for event in call:
                     revision = max(revision, event.revision)
                     pauses.reset()
                     yield event
-                continue  # the daemon said goodbye politely
             except grpc.aio.AioRpcError as raised:
                 error = client_error(raised)
+            finally:
+                call.cancel()
             if error.code is grpc.StatusCode.OUT_OF_RANGE:
                 listed_revision, missed = await self._relist(revision, wanted, queue)
                 for job in missed:
@@ -343,11 +344,14 @@ class Client:
         self, request: cluster_pb2.ReadLogsRequest
     ) -> AsyncGenerator[cluster_pb2.LogChunk, None]:
         """Yield what tasks printed; with `follow`, until they have ended."""
+        call = self._link.stub.ReadLogs(request, metadata=self._link.metadata)
         try:
-            async for chunk in self._link.stub.ReadLogs(request, metadata=self._link.metadata):
+            async for chunk in call:
                 yield chunk
         except grpc.aio.AioRpcError as error:
             raise client_error(error) from None
+        finally:
+            call.cancel()
 
     async def explain(
         self, job_id: str, *, timeout_s: float | None = None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from contextlib import aclosing
 from pathlib import Path
 
 import grpc
@@ -187,6 +188,31 @@ async def test_who_may_do_what(tmp_path: Path) -> None:
             ):
                 call = getattr(clients[user], what)(job_id)
                 assert await code_of(call) is expected, f"{user}: {what}"
+        for client in clients.values():
+            await client.close()
+
+
+async def test_strangers_see_a_job_but_not_its_secrets(tmp_path: Path) -> None:
+    security = SecurityConfig(token_file=token_file(tmp_path, **USERS), admins=("root",))
+    async with serving(tmp_path, security=security) as served:
+        _, clients = await open_queue(served)
+        start = (await clients["bob"].server_info()).revision
+        spec = message_of(queue="lab")
+        spec.roles[0].launch.env["API_KEY"] = "secret"
+        job_id = (await clients["bob"].submit(spec)).job_id
+
+        async def shown(user: str) -> set[str]:
+            """Return what get, list and watch show a user of the key."""
+            client = clients[user]
+            jobs = [await client.job(job_id)]
+            jobs += [job async for job in client.jobs(filter=f"id={job_id}")]
+            async with aclosing(client.watch(after_revision=start, job_ids=[job_id])) as events:
+                jobs.append((await anext(events)).job)
+            return {job.spec.roles[0].launch.env["API_KEY"] for job in jobs}
+
+        assert await shown("eve") == {"***"}
+        for user in ("bob", "ada", "root"):
+            assert await shown(user) == {"secret"}
         for client in clients.values():
             await client.close()
 

@@ -21,6 +21,9 @@ from scheduler.core.plan import Unplaced
 from scheduler.core.records import JobRecord, NodeView
 from scheduler.wire import cluster_pb2
 
+HIDDEN = "***"
+"""What strangers see of the values in a job's environment."""
+
 KIND_TO_WIRE = {
     JobKind.TRAINING: cluster_pb2.JOB_KIND_TRAINING,
     JobKind.INFERENCE: cluster_pb2.JOB_KIND_INFERENCE,
@@ -131,6 +134,13 @@ def job_message(
         tasks=[task_message(task) for task in record.tasks.values()],
         revision=record.revision,
     )
+
+
+def hide_env(job: cluster_pb2.Job) -> None:
+    """Take the values out of a job's environment: they may be secrets."""
+    for role in job.spec.roles:
+        for key in role.launch.env:
+            role.launch.env[key] = HIDDEN
 
 
 def task_message(task: Task) -> cluster_pb2.Task:

@@ -10,13 +10,13 @@ import numpy as np
 from scheduler.core.cycle import explain
 from scheduler.core.errors import InvalidInput
 from scheduler.core.events import Event, JobCancelled, JobResumed, JobSuspended, JobUpdated
-from scheduler.core.model import JobId, JobPhase, Task, TaskPhase
+from scheduler.core.model import JobId, JobPhase, QueueName, Task, TaskPhase
 from scheduler.core.plan import Unplaced
 from scheduler.core.ports import Policy
 from scheduler.core.records import JobRecord
 from scheduler.core.snapshot import Snapshot
 from scheduler.daemon.codec import replicas_from
-from scheduler.daemon.codec_views import explanation_message, job_message
+from scheduler.daemon.codec_views import explanation_message, hide_env, job_message
 from scheduler.daemon.job_store import DEFAULT_PAGE_SIZE, Page
 from scheduler.daemon.limits import (
     Limits,
@@ -47,7 +47,7 @@ class JobService:
 
     async def get_job(self, request: cluster_pb2.GetJobRequest, call: Call) -> cluster_pb2.Job:
         """Return one job, live or finished."""
-        return self._message(await self._found(request.job_id))
+        return self._message(await self._found(request.job_id), call)
 
     async def list_jobs(
         self, request: cluster_pb2.ListJobsRequest, call: Call
@@ -61,11 +61,11 @@ class JobService:
         page = await self._page(request, size)
         jobs, n_bytes = [], 0
         for record in page.records:
-            jobs.append(self._message(record))
+            jobs.append(self._message(record, call))
             n_bytes += jobs[-1].ByteSize()
             if n_bytes > self._limits.max_page_bytes and len(jobs) < len(page.records):
                 page = await self._page(request, len(jobs))
-                jobs = [self._message(record) for record in page.records]
+                jobs = [self._message(record, call) for record in page.records]
                 break
         return cluster_pb2.ListJobsResponse(
             jobs=jobs,
@@ -102,7 +102,7 @@ class JobService:
         ) as reader:
             while True:
                 for event in await reader.batch():
-                    yield event
+                    yield self._as_seen_by(call, event)
 
     async def explain_job(
         self, request: cluster_pb2.ExplainJobRequest, call: Call
@@ -225,10 +225,21 @@ class JobService:
         if not records and not self._daemon.engine.is_known(job_id):
             raise no_job(job_id)
 
-    def _message(self, record: JobRecord) -> cluster_pb2.Job:
+    def _message(self, record: JobRecord, call: Call) -> cluster_pb2.Job:
         daemon = self._daemon
         unplaced = daemon.unplaced.get(record.id)
-        return job_message(record, now_s=daemon.now_s(), unplaced=unplaced)
+        message = job_message(record, now_s=daemon.now_s(), unplaced=unplaced)
+        if not _is_managed(daemon, message, call):
+            hide_env(message)
+        return message
+
+    def _as_seen_by(self, call: Call, event: cluster_pb2.JobEvent) -> cluster_pb2.JobEvent:
+        if event.is_bookmark or _is_managed(self._daemon, event.job, call):
+            return event
+        own = cluster_pb2.JobEvent()
+        own.CopyFrom(event)  # the event is shared with other watches
+        hide_env(own.job)
+        return own
 
 
 async def found(daemon: DaemonPort, text: str) -> JobRecord:
@@ -252,11 +263,18 @@ def no_job(job_id: JobId) -> RpcRefused:
 def refuse_strangers(daemon: DaemonPort, record: JobRecord, call: Call) -> None:
     """Raise `PermissionDenied` unless the caller may manage the job."""
     job = record.job
-    if not may_manage(call.caller, job, daemon.engine.queue(job.spec.queue)):
+    if not may_manage(call.caller, job.submitter, daemon.engine.queue(job.spec.queue)):
         raise PermissionDenied(
             f"job {job.id} belongs to {job.submitter}; {call.caller.user} is no admin of "
             f"queue {job.spec.queue!r}"
         )
+
+
+def _is_managed(daemon: DaemonPort, job: cluster_pb2.Job, call: Call) -> bool:
+    if call.caller.is_admin:
+        return True
+    queue = daemon.engine.queue(QueueName(job.spec.queue))
+    return may_manage(call.caller, job.submitter, queue)
 
 
 def _is_meant(task: Task, role: str, index: int | None) -> bool:

@@ -6,11 +6,12 @@ and an admin; as soon as tokens or client certificates are configured, every cal
 one, loopback or not. Reading is open to every caller; queues say who may submit and manage.
 """
 
-import getpass
 import hashlib
 import hmac
 import ipaddress
 import logging
+import os
+import pwd
 import secrets
 import ssl
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ import grpc
 
 from scheduler.config import DaemonConfig, SecurityConfig
 from scheduler.core.errors import InvalidInput, SchedulerError
-from scheduler.core.model import Job, Queue
+from scheduler.core.model import Queue
 
 log = logging.getLogger(__name__)
 
@@ -126,11 +127,11 @@ def may_submit(caller: Caller, queue: Queue) -> bool:
     )
 
 
-def may_manage(caller: Caller, job: Job, queue: Queue | None) -> bool:
-    """Return whether the caller may change the job, signal it and read its logs."""
+def may_manage(caller: Caller, submitter: str, queue: Queue | None) -> bool:
+    """Return whether the caller may change a job, signal it, read its logs and environment."""
     return (
         caller.is_admin
-        or caller.user == job.submitter
+        or caller.user == submitter
         or (queue is not None and caller.user in queue.admins)
     )
 
@@ -287,6 +288,6 @@ def _client_ca(path: Path) -> bytes:
 
 def _os_user() -> str:
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in containers
-        return "unknown"
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a user id without a name, as in containers
+        return str(os.geteuid())
