@@ -150,6 +150,11 @@ class SecurityConfig(_Section):
     agents: tuple[str, ...] = ()  # may report what GPUs do, beside admins
     local_user: str = ""  # the caller over plain loopback; empty: who runs the daemon
 
+    @property
+    def identifies_callers(self) -> bool:
+        """Whether every caller must show who they are; else all are the local user."""
+        return self.token_file is not None or self.client_ca is not None
+
 
 class RetentionConfig(_Section):
     """How long the past is kept."""

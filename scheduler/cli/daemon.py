@@ -100,7 +100,7 @@ async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") ->
     nodes = _nodes(config)
     settings = LocalSettings(
         unix_users=config.local.unix_users,
-        local_user=config.security.local_user,
+        local_user=None if config.security.identifies_callers else config.security.local_user,
         log_max_bytes=config.local.log_max_mib << 20,
         log_files=config.local.log_files,
         max_grace_s=config.local.max_grace_s,

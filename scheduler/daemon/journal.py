@@ -107,7 +107,7 @@ class Journal:
         Raises `JournalLocked`, `JournalTooNew`, `JournalCorrupt`, or `JournalUnavailable` where
         the disk does not let it; and then holds nothing.
         """
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_folder(folder)
         lock = _lock(folder)
         try:
             replay = _check(folder)
@@ -189,6 +189,15 @@ class Journal:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return
+    # Other users' tasks pass through to what is theirs, but look at nothing: files are private.
+    folder.chmod(0o711)
 
 
 def _lock(folder: Path) -> int:

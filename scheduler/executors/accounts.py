@@ -3,7 +3,8 @@
 The rule, in order: a submitter named in `unix_users` gets that user, the local user gets the
 daemon's own, anybody else gets the user of "*". Without one, a daemon that is root refuses,
 because a remote caller would silently become root; an ordinary user's daemon runs the task as
-that user, who could do no more anyway.
+that user, who could do no more anyway. Where callers show who they are nobody is the local
+user: being called "root" on a token or certificate does not make one root.
 """
 
 import os
@@ -35,10 +36,12 @@ class Account:
         return None if self.is_own else (self.uid, self.gid)
 
 
-def account_for(submitter: str, *, unix_users: Mapping[str, str], local_user: str) -> Account:
+def account_for(
+    submitter: str, *, unix_users: Mapping[str, str], local_user: str | None
+) -> Account:
     """Return the user that a submitter's tasks run as. Raises `NoAccount`."""
     name = unix_users.get(submitter)
-    if name is None and submitter == (local_user or own_account().name):
+    if name is None and _is_local(submitter, local_user):
         return own_account()
     name = name or unix_users.get(ANYBODY)
     if name:
@@ -48,6 +51,10 @@ def account_for(submitter: str, *, unix_users: Mapping[str, str], local_user: st
             f"the daemon is root and no unix user is configured for submitter {submitter!r}"
         )
     return own_account()
+
+
+def _is_local(submitter: str, local_user: str | None) -> bool:
+    return local_user is not None and submitter == (local_user or own_account().name)
 
 
 def own_account() -> Account:

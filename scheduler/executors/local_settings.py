@@ -12,7 +12,8 @@ class LocalSettings:
     """How tasks run as processes of this machine."""
 
     unix_users: Mapping[str, str] = field(default_factory=dict)  # by submitter; "*": the rest
-    local_user: str = ""  # the submitter who is the daemon's own user; empty: of that name
+    # The submitter who is the daemon's own user; empty: of that name; None: nobody.
+    local_user: str | None = ""
     log_max_bytes: int = 64 << 20  # of one log file before it is rotated
     log_files: int = 4  # kept per stream, the current one included
     max_grace_s: float = 600.0  # bounds what a job may ask for

@@ -378,6 +378,8 @@ def _run_command(order: dict[str, Any], outputs: list[int], go_fd: int, error_fd
             os.setuid(uid)
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after setuid, which would clear it
+        what = order["env"]["LEPTON_TASK_DIR"]
+        os.stat(what)  # a user who cannot reach it would work for nothing
         what = order["working_dir"]
         os.chdir(what)
         if os.read(go_fd, 1) != b"g":
