@@ -1,5 +1,6 @@
 """Every rpc over a real port: what it answers, and how it refuses."""
 
+import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
@@ -236,6 +237,11 @@ async def test_a_dry_run_says_what_a_submit_would_do_and_changes_nothing(
         assert waits.explanation.sentence
         urgent = await client.dry_run(spec_of(gpus=4, priority=9))
         assert len(urgent.preempts_job_ids) == 1
+        dependency = pb.Dependency(on="1")
+        waits = await client.dry_run(message_of(dependencies=[dependency]))
+        assert (waits.starts_now, waits.explanation.cause) == (False, "dependency")
+        waits = await client.dry_run(message_of(suspended=True))
+        assert (waits.starts_now, waits.explanation.cause) == (False, "suspended")
         error = await refused(client.dry_run(message_of(queue="nowhere")))
         assert (error.code, error.field) == (Code.NOT_FOUND, "spec.queue")
         assert served.daemon.engine.revision == before
@@ -297,6 +303,18 @@ async def test_a_journal_that_cannot_be_written_leaves_reads(
         error = await refused(client.submit(spec_of()))
         assert (error.code, error.retry_after_s) == (Code.UNAVAILABLE, 1.0)
         assert (await client.job(job_id)).id == job_id
+
+
+async def test_a_disk_that_cannot_be_read_is_no_bug(tmp_path: Path, monkeypatch) -> None:
+    async with serving(tmp_path) as served, served.client(timeout_s=0.5) as client:
+
+        async def broken(_):
+            raise sqlite3.OperationalError("disk I/O error")
+
+        monkeypatch.setattr(served.daemon.store, "get", broken)
+        error = await refused(client.job("99"))
+        assert error.code is Code.UNAVAILABLE
+        assert "disk I/O error" in error.message
 
 
 async def test_a_message_that_is_too_large_is_refused(tmp_path: Path) -> None:

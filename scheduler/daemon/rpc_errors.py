@@ -10,6 +10,7 @@ anything else                       INTERNAL             a bug: logged, and told
 """
 
 import logging
+import sqlite3
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -32,6 +33,7 @@ MAX_MESSAGE_BYTES = 1024
 MAX_FIELD_BYTES = 512
 """Both travel in HTTP/2 headers, escaped and then once more in base64; gRPC takes 8 KiB."""
 
+_UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 _CODE_OF_REFUSAL = {
     Refusal.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
     Refusal.ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
@@ -42,7 +44,7 @@ _CODE_OF_ERROR: dict[type[Exception], grpc.StatusCode] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
-    JournalUnavailable: grpc.StatusCode.UNAVAILABLE,
+    JournalUnavailable: _UNAVAILABLE,
     WatchGone: grpc.StatusCode.OUT_OF_RANGE,
 }
 
@@ -79,6 +81,10 @@ def failure_of(error: Exception) -> Failure:
     """Return how an error is told; one that nobody raised on purpose is logged."""
     if isinstance(error, RpcRefused | CommandRefused):
         return Failure(code=error.code, message=_cut(error), field=error.field)
+    if isinstance(error, sqlite3.Error):
+        log.error("a read failed: %s", error)
+        message = f"the journal cannot be read: {_cut(error)}"
+        return Failure(code=_UNAVAILABLE, message=message, retry_after_s=RETRY_AFTER_S)
     code = _CODE_OF_ERROR.get(type(error))
     if code is None:
         log.error("a request met a bug", exc_info=error)

@@ -14,7 +14,7 @@ from scheduler.core.cycle import DRY_RUN_ID, decide, dry_run
 from scheduler.core.errors import InvalidInput, SchedulerError
 from scheduler.core.events import JobsSubmitted
 from scheduler.core.model import Job, JobPhase, JobSpec, Task
-from scheduler.core.plan import Placement, Plan, Rejected
+from scheduler.core.plan import Cause, Placement, Plan, Rejected, Unplaced
 from scheduler.core.ports import Policy
 from scheduler.core.records import JobRecord
 from scheduler.core.snapshot import Snapshot
@@ -181,16 +181,30 @@ class SubmitService:
         """Say what a submit would do right now; changes nothing."""
         spec = self._spec(request)
         self._refuse_hopeless(spec, call)
+        held_back = self._held_back(spec)
+        if held_back is not None:
+            return cluster_pb2.DryRunResponse(explanation=_explanation(spec, held_back, call))
         daemon = self._daemon
         snapshot = daemon.engine.snapshot(daemon.now_s())
         plan, victims = await asyncio.to_thread(_tried, snapshot, daemon.policy, spec)
         placement = next((p for p in plan.placements if p.job_id == DRY_RUN_ID), None)
+        unplaced = plan.unplaced.get(DRY_RUN_ID)
         return cluster_pb2.DryRunResponse(
             starts_now=placement is not None,
             tasks=_tasks(placement, plan.now_s) if placement is not None else (),
             preempts_job_ids=victims,
-            explanation=_explanation(spec, plan, call) if placement is None else None,
+            explanation=_explanation(spec, unplaced, call) if placement is None else None,
         )
+
+    def _held_back(self, spec: JobSpec) -> Unplaced | None:
+        """Return why a submit would wait whatever is free, where a plan does not know it."""
+        if spec.suspended:
+            return Unplaced(cause=Cause.SUSPENDED, detail="it would be submitted suspended")
+        engine = self._daemon.engine
+        live = [d.on for d in spec.dependencies if engine.job(d.on) or engine.array(d.on)]
+        if live:
+            return Unplaced(cause=Cause.DEPENDENCY, detail=f"waits for {', '.join(live)}")
+        return None
 
     def _refuse_hopeless(self, spec: JobSpec, call: Call) -> None:
         """Raise what a submit would be refused for, as far as the engine would."""
@@ -237,16 +251,12 @@ def _tasks(placement: Placement, now_s: float) -> list[cluster_pb2.Task]:
     ]
 
 
-def _explanation(spec: JobSpec, plan: Plan, call: Call) -> cluster_pb2.Explanation:
+def _explanation(
+    spec: JobSpec, unplaced: Unplaced | None, call: Call
+) -> cluster_pb2.Explanation:
     job = Job(
-        id=DRY_RUN_ID,
-        spec=spec,
-        sequence=0,
-        submitted_at_s=plan.now_s,
-        submitter=call.caller.user,
+        id=DRY_RUN_ID, spec=spec, sequence=0, submitted_at_s=0.0, submitter=call.caller.user
     )
     phase = JobPhase.SUSPENDED if spec.suspended else JobPhase.PENDING
     record = JobRecord(job=job, phase=phase, revision=0)
-    return explanation_message(
-        record, unplaced=plan.unplaced.get(DRY_RUN_ID), n_ahead=0, is_dry_run=True
-    )
+    return explanation_message(record, unplaced=unplaced, n_ahead=0, is_dry_run=True)
