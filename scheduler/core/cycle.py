@@ -8,7 +8,7 @@ step sees what the steps before it decided:
    what others are giving up; or stop others for it; or say why it waits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,8 +35,11 @@ from scheduler.core.placement import (
 )
 from scheduler.core.plan import Cause, Eviction, Placement, Plan, Unplaced
 from scheduler.core.ports import Policy
-from scheduler.core.preemption import Preemption
+from scheduler.core.preemption import Preemption, Victim
+from scheduler.core.queue_turns import Turns
+from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.reasons import why_not_yet, why_unplaced
+from scheduler.core.reclaim import Reclaim
 from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
 from scheduler.core.starvation import Starving
 
@@ -93,6 +96,13 @@ class _Cycle:
         self._no_room: dict[int, Unplaced] = {}
         self._no_hold: dict[int, int] = {}  # by gang: evictions when it could not be held
         self._no_victims: set[tuple[int, int, int]] = set()
+        # None: no queue is guaranteed anything, limited, or weighs more than another.
+        self._quotas = Quotas(snapshot) if snapshot.tree.is_governed else None
+        if self._quotas is not None:
+            self._reclaim = Reclaim(self._draft, self._quotas, policy.may_preempt)
+        self._over_quota: dict[tuple[int, int], Unplaced] = {}  # by gang and queue
+        self._no_quota: dict[tuple[int, int, int], int] = {}  # by right: evictions by then
+        self._variants: dict[tuple[int, tuple[Want, ...]], int] = {}
         self._starving = Starving(self._draft, policy.patience_s)
         self._without_room: list[int] = []  # job rows that only capacity holds back
 
@@ -124,15 +134,26 @@ class _Cycle:
             strict=True,
         )
         is_pending = (jobs.phase[rows] == PHASE_CODE[JobPhase.PENDING]).tolist()
-        for row, right, is_whole in zip(rows.tolist(), rights, is_pending, strict=True):
+        listed = list(zip(rows.tolist(), rights, is_pending, strict=True))
+        for place in self._turns(rows):
+            row, right, is_whole = listed[place]
             if self._draft.is_ending[row]:
                 continue
+            if self._is_over_quota(right):
+                self._unplaced[self._snapshot.job_at(row).id] = self._over_quota[right[:2]]
+                continue
             if not is_whole:
-                self._serve_service(row)
+                self._serve_service(row, right)
             elif not self._is_hopeless(right):
                 self._serve_gang(row, right)
             else:
                 self._leave(row, self._no_room[right[0]])
+
+    def _turns(self, rows: Rows) -> Iterable[int]:
+        """Return in which order the places of `rows` are served."""
+        if self._quotas is None or not self._quotas.tree.has_shares:
+            return range(len(rows))
+        return Turns(self._quotas, rows)
 
     def _is_hopeless(self, right: tuple[int, int, int]) -> bool:
         gang = right[0]
@@ -141,8 +162,11 @@ class _Cycle:
 
     def _serve_gang(self, row: int, right: tuple[int, int, int]) -> None:
         """Start a pending job, hold places for it, make room for it, or say why it waits."""
-        gang = right[0]
-        wants = wants_of(self._snapshot, row)
+        admitted = self._admitted(row, right)
+        if admitted is None:
+            return
+        gang, wants = admitted
+        right = (gang, *right[1:])
         if gang not in self._no_room:
             short = self._start(row, wants)
             if short is None or self._hold(row, wants):
@@ -160,15 +184,66 @@ class _Cycle:
             # For those behind it there is less room now, for this reason.
             self._no_room.clear()
 
-    def _serve_service(self, row: int) -> None:
+    def _serve_service(self, row: int, right: tuple[int, int, int]) -> None:
         """Replace what replicas a running service lacks, as far as they fit."""
-        wants = wants_of(self._snapshot, row)
+        admitted = self._admitted(row, right)
+        if admitted is None:
+            return
+        _, wants = admitted
         short = self._start(row, wants)
         if short is None or self._hold(row, wants):
             return
         reason = self._why(short)
         if not self._preempt(row, wants):
             self._unplaced[self._snapshot.job_at(row).id] = reason
+
+    # Quota
+
+    def _admitted(
+        self, row: int, right: tuple[int, int, int]
+    ) -> tuple[int, tuple[Want, ...]] | None:
+        """Return the gang and wants of a job as far as its queue lets it have them.
+
+        None: it would go over a limit; it was served as that allows.
+        """
+        wants = wants_of(self._snapshot, row)
+        gang = right[0]
+        if self._quotas is None:
+            return gang, wants
+        admitted = self._quotas.admit(row, wants, is_now=True)
+        if isinstance(admitted, Excess):
+            self._serve_over_quota(row, right, wants, excess=admitted)
+            return None
+        if admitted != wants:
+            # Placed and failing unlike gangs that quota does not cut down.
+            gang = self._variants.setdefault((gang, admitted), -1 - len(self._variants))
+        return gang, admitted
+
+    def _serve_over_quota(
+        self, row: int, right: tuple[int, int, int], wants: tuple[Want, ...], *, excess: Excess
+    ) -> None:
+        """Hold what others of the queue give up, or stop others, or say which limit it is."""
+        assert self._quotas is not None
+        later = self._quotas.admit(row, wants, is_now=False)
+        if not isinstance(later, Excess) and self._hold(row, later):
+            return
+        if right not in self._no_victims:
+            if self._preempt(row, wants):
+                return
+            self._no_victims.add(right)
+        key = right[:2]
+        if key not in self._over_quota:
+            self._over_quota[key] = self._quotas.why_over(excess, is_now=True)
+        if self._snapshot.jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]:
+            self._no_quota[right] = len(self._evictions)
+        self._unplaced[self._snapshot.job_at(row).id] = self._over_quota[key]
+
+    def _is_over_quota(self, right: tuple[int, int, int]) -> bool:
+        """Return whether equal jobs were found over a limit, and nobody was stopped since.
+
+        Within a cycle, what is used now only grows.
+        """
+        return self._no_quota.get(right) == len(self._evictions)
 
     def _leave(self, row: int, reason: Unplaced) -> None:
         self._unplaced[self._snapshot.job_at(row).id] = reason
@@ -188,19 +263,28 @@ class _Cycle:
         if isinstance(members, Shortfall):
             return members
         self._placements.append(placement_of(self._snapshot, row, members))
+        if self._quotas is not None:
+            self._quotas.book(row, members, is_now=True)
         return None
 
     def _hold(self, row: int, wants: tuple[Want, ...]) -> bool:
         """Hold places that others are giving up; return whether they suffice."""
-        if self._draft.later is None or isinstance(
-            hold_later(self._draft, row, wants), Shortfall
-        ):
+        if self._draft.later is None:
             return False
+        members = hold_later(self._draft, row, wants)
+        if isinstance(members, Shortfall):
+            return False
+        if self._quotas is not None:
+            self._quotas.book(row, members, is_now=False)
         self._wait_for_release(row)
         return True
 
     def _preempt(self, row: int, wants: tuple[Want, ...]) -> bool:
-        victims = self._preemption.make_room(row, wants)
+        victims: Sequence[Victim]
+        if self._quotas is None:
+            victims = self._preemption.make_room(row, wants)
+        else:
+            victims = self._reclaim.make_room(row, wants)
         job_id = self._snapshot.job_at(row).id
         for victim in victims:
             self._evict(
@@ -288,6 +372,8 @@ class _Cycle:
         if asked:
             self._evict(row, asked, cause, why)
             self._draft.release(self._draft.open_later(), row, asked)
+            if self._quotas is not None:
+                self._quotas.release(row, asked)
 
     def _wake_at_s(self) -> float | None:
         """Return the next moment at which time alone changes the decision."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from scheduler.core import events
 from scheduler.core.dump import OutcomeDump, RequestDump
+from scheduler.core.errors import InvalidInput
 from scheduler.core.lifecycle import Changes, Lifecycle, holds
 from scheduler.core.model import (
     DEFAULT_QUEUE,
@@ -19,12 +20,14 @@ from scheduler.core.model import (
     JobPhase,
     JobSpec,
     NodeName,
+    Queue,
     StopCause,
     Task,
     TaskId,
     TaskPhase,
 )
 from scheduler.core.plan import Placement, Refusal
+from scheduler.core.queue_tree import check_queue, lineage
 from scheduler.core.records import JobRecord
 from scheduler.core.state import ClusterState
 
@@ -55,13 +58,15 @@ def _submitted(
     queue = state.queue(spec.queue)
     if queue is None:
         raise Refused(Refusal.NOT_FOUND, f"there is no queue {spec.queue!r}", "spec.queue")
-    if not queue.is_open:
-        raise Refused(
-            Refusal.PRECONDITION, f"queue {spec.queue!r} takes no new jobs", "spec.queue"
-        )
-    _check_dependencies(state, spec)
-    first = state.next_sequence
     n_elements = spec.array_size or 1
+    priority = spec.priority or int(state.tree.default_priority[state.queue_number[queue.name]])
+    line = lineage(queue, state.known_queues())
+    _check_room(state, line, n_elements)
+    _check_priority(line, priority, "spec.priority")
+    _check_dependencies(state, spec)
+    if priority != spec.priority:
+        spec = replace(spec, priority=priority)
+    first = state.next_sequence
     state.next_sequence += n_elements
     main_id = JobId(str(first))
     if event.request_id:
@@ -74,8 +79,35 @@ def _submitted(
         )
     state.outcomes[main_id] = _no_outcome(main_id, n_elements)
     for index in range(n_elements):
-        _make_live(state, changes, event, first=first, index=index)
+        _make_live(state, changes, event, spec=spec, first=first, index=index)
     changes.job_ids = (main_id,)
+
+
+def _check_room(state: ClusterState, line: list[Queue], n_more: int) -> None:
+    """Refuse new jobs for a queue that is closed or full, or below one that is."""
+    for queue in line:
+        if not queue.is_open:
+            raise Refused(
+                Refusal.PRECONDITION, f"queue {queue.name!r} takes no new jobs", "spec.queue"
+            )
+        if queue.max_jobs:
+            n_live = sum(state.n_live[name] for name in state.family(queue.name))
+            if n_live + n_more > queue.max_jobs:
+                raise Refused(
+                    Refusal.PRECONDITION,
+                    f"queue {queue.name!r} has {n_live} of at most {queue.max_jobs} jobs",
+                    "spec.queue",
+                )
+
+
+def _check_priority(line: list[Queue], priority: int, field: str) -> None:
+    for queue in line:
+        if queue.max_priority is not None and priority > queue.max_priority:
+            raise Refused(
+                Refusal.PRECONDITION,
+                f"queue {queue.name!r} takes priorities up to {queue.max_priority}",
+                field,
+            )
 
 
 def _make_live(
@@ -83,10 +115,10 @@ def _make_live(
     changes: Changes,
     event: events.JobsSubmitted,
     *,
+    spec: JobSpec,
     first: int,
     index: int,
 ) -> None:
-    spec = event.spec
     array_id = JobId(str(first)) if spec.array_size else None
     job_id = JobId(f"{first}_{index}" if spec.array_size else str(first))
     job = Job(
@@ -211,6 +243,10 @@ def _updated(
                     f"must be {role.min_count} to {role.max_count}, the role's min and max",
                     field,
                 )
+        queue = state.queue(record.job.spec.queue)
+        if event.priority is not None and queue is not None:
+            line = lineage(queue, state.known_queues())
+            _check_priority(line, event.priority, "priority")
     changes.is_repeat = True
     for record in members:
         spec = record.job.spec
@@ -324,6 +360,12 @@ def _queue_put(
     state: ClusterState, life: Lifecycle, changes: Changes, event: events.QueuePut
 ) -> None:
     changes.is_repeat = state.queue(event.queue.name) == event.queue
+    if changes.is_repeat:
+        return
+    try:
+        check_queue(event.queue, state.known_queues())
+    except InvalidInput as error:
+        raise Refused(Refusal.INVALID, error.rule, f"queue.{error.field}") from None
     state.put_queue(event.queue)
 
 
@@ -335,12 +377,19 @@ def _queue_deleted(
         raise Refused(Refusal.NOT_FOUND, f"there is no queue {event.name!r}", "name")
     if event.name == DEFAULT_QUEUE.name:
         raise Refused(Refusal.PRECONDITION, "the default queue stays", "name")
-    n_jobs = sum(r.job.spec.queue == event.name for r in state.records.values())
+    n_jobs = state.n_live[event.name]
     if n_jobs:
         raise Refused(
             Refusal.PRECONDITION, f"queue {event.name!r} still has {n_jobs} jobs", "name"
         )
-    state.queues[number] = None
+    n_children = len(state.family(event.name)) - 1
+    if n_children:
+        raise Refused(
+            Refusal.PRECONDITION,
+            f"queue {event.name!r} still has {n_children} queues below it",
+            "name",
+        )
+    state.delete_queue(event.name)
 
 
 def _plan_committed(

@@ -34,6 +34,7 @@ class Cause(StrEnum):
     BACKOFF = "backoff"
     SUSPENDED = "suspended"
     QUEUE_STOPPED = "queue_stopped"
+    QUOTA = "quota"  # its queue, or one above it, is at a limit
     RELEASE = "release"  # waits for tasks that were asked to stop
     STALE = "stale"  # placed, but the cluster changed before the plan was committed
 

@@ -120,8 +120,9 @@ def why_not_yet(snapshot: Snapshot, row: int) -> Unplaced | None:
         else:
             detail, cause = f"tries again in {wait_s:.0f} s", Cause.BACKOFF
         return Unplaced(cause=cause, detail=detail, until_s=until_s)
-    if queue is None or not queue.is_started:
-        return Unplaced(
-            cause=Cause.QUEUE_STOPPED, detail=f"queue {job.spec.queue} starts no jobs"
-        )
+    if queue is None or not snapshot.tree.is_started[jobs.queue[row]]:
+        above = snapshot.tree.paths[jobs.queue[row]][:-1].tolist()
+        stopped = (q.name for n in above if (q := snapshot.queues[n]) and not q.is_started)
+        name = next(stopped, job.spec.queue)
+        return Unplaced(cause=Cause.QUEUE_STOPPED, detail=f"queue {name} starts no jobs")
     return None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scheduler.core.errors import InvalidInput
 from scheduler.core.model import MILLI, Job, JobPhase, Node, NodeName, Queue, Shape, Task
 from scheduler.core.plan import Cause
+from scheduler.core.queue_tree import QueueTree
 
 IntColumn = NDArray[np.int64]
 FloatColumn = NDArray[np.float64]
@@ -274,6 +275,8 @@ class Snapshot:
     jobs: JobColumns
     gangs: Sequence[Gang]  # by the number in `jobs.gang`; only ever appended to
     queues: Sequence[Queue | None]  # by the number in `jobs.queue`; None: deleted
+    tree: QueueTree
+    queue_used: IntColumn  # [queues, resources of the tree] by live tasks, without children
     origin: "Snapshot | None" = None  # of a hypothesis: keeps the tables from being reused
 
     def waiting_rows(self) -> Rows:
@@ -284,10 +287,9 @@ class Snapshot:
 
     def may_start(self, rows: Rows) -> BoolColumn:
         """Return which of the waiting rows nothing but capacity holds back."""
-        started = np.array([q is not None and q.is_started for q in self.queues], np.bool_)
         ready: BoolColumn = self.jobs.n_unmet[rows] == 0
         ready &= self.jobs.eligible_at_s[rows] <= self.now_s
-        ready &= started[self.jobs.queue[rows]]
+        ready &= self.tree.is_started[self.jobs.queue[rows]]
         return ready
 
     def running_rows(self) -> Rows:
@@ -334,7 +336,7 @@ class Snapshot:
             live = {id_ for j in self.jobs.jobs if j for id_ in (j.id, j.array_id)}
             jobs.n_unmet[row] = len(targets & live)
         jobs.sequence[row] = job.sequence
-        jobs.priority[row] = job.spec.priority
+        jobs.priority[row] = job.spec.priority or self.tree.default_priority[queue]
         jobs.submitted_at_s[row] = job.submitted_at_s
         jobs.pending_since_s[row] = job.submitted_at_s
         jobs.eligible_at_s[row] = job.spec.start_after_s

@@ -4,6 +4,8 @@ Storage and its consistency only; what an event means is decided in `lifecycle`.
 snapshot still holds is copied before it is written to, so snapshots never change.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from weakref import ReferenceType, ref
 
 import numpy as np
@@ -26,6 +28,7 @@ from scheduler.core.model import (
     TaskId,
     TaskPhase,
 )
+from scheduler.core.queue_tree import FIRST_TYPE, GPU, QueueTree, gpu_types_of
 from scheduler.core.records import JobRecord, NodeView
 from scheduler.core.snapshot import (
     CPU,
@@ -34,6 +37,7 @@ from scheduler.core.snapshot import (
     NEVER_S,
     PHASE_CODE,
     Gang,
+    IntColumn,
     JobColumns,
     NodeColumns,
     Snapshot,
@@ -62,6 +66,12 @@ class ClusterState:
         self.node_reason: dict[NodeName, str] = {}
         self.queues: list[Queue | None] = [DEFAULT_QUEUE]
         self.queue_number: dict[QueueName, int] = {DEFAULT_QUEUE.name: 0}
+        self._known_queues: dict[QueueName, Queue] = {DEFAULT_QUEUE.name: DEFAULT_QUEUE}
+        self.n_live: Counter[QueueName] = Counter()  # jobs of each queue
+        self._queue_used = np.zeros((1, FIRST_TYPE), np.int64)  # by live tasks, per resource
+        self._gpu_types: dict[str, int] = {}  # columns of `_queue_used`, from FIRST_TYPE on
+        self._tree: QueueTree | None = None  # made again after queues or types changed
+        self._columns = list(range(FIRST_TYPE))  # of `_queue_used`, in the order of the tree
         self._gangs: list[Gang] = []
         self._gang_number: dict[Gang, int] = {}
         self._kind_number: dict[tuple[object, ...], int] = {}
@@ -80,7 +90,9 @@ class ClusterState:
             nodes=self._node_table,
             jobs=self._job_table,
             gangs=self._gangs,
-            queues=tuple(self.queues),
+            queues=self.tree.queues,
+            tree=self.tree,
+            queue_used=self._queue_used[:, self._columns],
         )
         self._node_readers.append(ref(snapshot))
         self._job_readers.append(ref(snapshot))
@@ -118,6 +130,7 @@ class ClusterState:
         self.records[job.id] = record
         if job.array_id is not None:
             self.arrays.setdefault(job.array_id, {})[job.id] = None
+        self.n_live[job.spec.queue] += 1
         if n_unmet:
             self.n_unmet[job.id] = n_unmet
         jobs.sequence[row] = job.sequence
@@ -175,6 +188,7 @@ class ClusterState:
         self._free_rows.append(row)
         del self.records[record.id]
         self.n_unmet.pop(record.id, None)
+        self.n_live[record.job.spec.queue] -= 1
         array_id = record.job.array_id
         if array_id is not None:
             elements = self.arrays[array_id]
@@ -194,6 +208,7 @@ class ClusterState:
         """Give a task its place. The caller has checked that it fits."""
         nodes = self._nodes()
         capacity.take(nodes, nodes.row_of[task.node], self.shape(record, task), task.devices)
+        self._use(record, task, sign=1)
         self.tasks_on[task.node][task.id] = None
         record.tasks[task.id] = task
 
@@ -201,7 +216,20 @@ class ClusterState:
         """Give the place of a task that has ended back."""
         nodes = self._nodes()
         capacity.give(nodes, nodes.row_of[task.node], self.shape(record, task), task.devices)
+        self._use(record, task, sign=-1)
         del self.tasks_on[task.node][task.id]
+
+    def _use(self, record: JobRecord, task: Task, *, sign: int) -> None:
+        """Count what a task takes as used by its queue, or no longer."""
+        nodes = self._node_table
+        shape = self.shape(record, task)
+        used = self._queue_used[self.queue_number[record.job.spec.queue]]
+        used[CPU] += sign * shape.cpu_milli
+        used[MEMORY] += sign * shape.memory_mib
+        if shape.total_gpu_milli:
+            gpu_type = nodes.nodes[nodes.row_of[task.node]].gpu_type
+            used[GPU] += sign * shape.total_gpu_milli
+            used[self._gpu_types[gpu_type]] += sign * shape.total_gpu_milli
 
     def fits(self, record: JobRecord, task: Task) -> bool:
         """Return whether the task's place is open to it and has what it needs."""
@@ -276,6 +304,7 @@ class ClusterState:
         nodes.n_gpus = np.append(nodes.n_gpus, len(node.gpus))
         nodes.kind = np.append(nodes.kind, self._kind(nodes, node))
         nodes.fits_statically = {}
+        self._know_gpu_type(node)
         capacity.count_devices(nodes, len(nodes.nodes) - 1)
         self.tasks_on[node.name] = {}
 
@@ -292,7 +321,15 @@ class ClusterState:
         old = nodes.nodes[row]
         if len(old.gpus) != len(node.gpus) or old.gpus != node.gpus:
             raise InvariantError(f"node {node.name}: its GPUs change only while it is empty")
+        self._know_gpu_type(node)
+        tasks = [
+            self.records[task_id.job].tasks[task_id] for task_id in self.tasks_on[node.name]
+        ]
+        for task in tasks:
+            self._use(self.records[task.id.job], task, sign=-1)
         nodes.nodes[row] = node
+        for task in tasks:
+            self._use(self.records[task.id.job], task, sign=1)
         nodes.kind[row] = self._kind(nodes, node)
         nodes.free[row, CPU] += node.cpu_milli - old.cpu_milli
         nodes.free[row, MEMORY] += node.memory_mib - old.memory_mib
@@ -375,6 +412,55 @@ class ClusterState:
             self.queues.append(queue)
         else:
             self.queues[number] = queue
+        self._known_queues[queue.name] = queue
+        n_missing = len(self.queues) - len(self._queue_used)
+        if n_missing > 0:
+            more = np.zeros((n_missing, self._queue_used.shape[1]), np.int64)
+            self._queue_used = np.vstack([self._queue_used, more])
+        for gpu_type in gpu_types_of(queue):
+            self._add_gpu_type(gpu_type)
+        self._tree = None
+
+    def known_queues(self) -> Mapping[QueueName, Queue]:
+        """Return the queues that there are, by name."""
+        return self._known_queues
+
+    def family(self, name: QueueName) -> list[QueueName]:
+        """Return the queue and all below it."""
+        tree, number = self.tree, self.queue_number[name]
+        paths = zip(tree.queues, tree.paths, strict=True)
+        return [queue.name for queue, path in paths if queue is not None and number in path]
+
+    def delete_queue(self, name: QueueName) -> None:
+        """Forget an empty queue."""
+        self.queues[self.queue_number[name]] = None
+        del self._known_queues[name]
+        self._tree = None
+
+    @property
+    def tree(self) -> QueueTree:
+        """The queues as a tree."""
+        if self._tree is None:
+            gpu_types = sorted(self._gpu_types)
+            self._tree = QueueTree.of(self.queues, gpu_types)
+            self._columns = [*range(FIRST_TYPE), *(self._gpu_types[t] for t in gpu_types)]
+        return self._tree
+
+    def queue_used(self) -> IntColumn:
+        """Return what live tasks of each queue and all below it use, in the tree's columns."""
+        tree = self.tree
+        return tree.rolled_up(self._queue_used[:, self._columns])
+
+    def _know_gpu_type(self, node: Node) -> None:
+        if node.gpus:
+            self._add_gpu_type(node.gpu_type)
+
+    def _add_gpu_type(self, gpu_type: str) -> None:
+        if gpu_type not in self._gpu_types:
+            self._gpu_types[gpu_type] = self._queue_used.shape[1]
+            more = np.zeros((len(self._queue_used), 1), np.int64)
+            self._queue_used = np.hstack([self._queue_used, more])
+            self._tree = None
 
 
 def missing_members(record: JobRecord) -> list[tuple[str, int]]:

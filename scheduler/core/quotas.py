@@ -1,0 +1,514 @@
+"""What queues use on a draft, and what the rules of their tree let a job have.
+
+Two ledgers, like the two books of a draft: what is used now, and what will be once everything
+asked to stop is gone. Three questions: may this job start (`admit`), whose tasks may be stopped
+for it (`claim`), and who is over which limit (`why_over`).
+
+A queue that does not lend is charged upwards with what it is guaranteed even while it uses
+less, so that nobody above it hands the difference out.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from scheduler.core.model import MILLI, JobPhase, QueuePreemption, Shape, Task, TaskPhase
+from scheduler.core.placement import Member, Want, wants_of
+from scheduler.core.plan import Cause, Unplaced
+from scheduler.core.queue_tree import (
+    CPU,
+    FIRST_TYPE,
+    GPU,
+    MEMORY,
+    UNBOUNDED,
+    QueueTree,
+    amounts_of,
+    figure,
+)
+from scheduler.core.snapshot import PHASE_CODE, BoolColumn, IntColumn, Rows, Snapshot
+
+PENDING = PHASE_CODE[JobPhase.PENDING]
+
+
+class Ledger:
+    """What every queue uses with all below it, and what it is charged with."""
+
+    def __init__(self, tree: QueueTree, own: IntColumn, ceiling: IntColumn) -> None:
+        self._tree = tree
+        self._ceiling = ceiling
+        self._reserves = tree.is_reserve() if tree.has_reserves else None
+        self.used = tree.rolled_up(own)
+        self._charged = self.used
+        if self._reserves is not None:
+            self._charged = self._charges(own)
+        self.n_changes = 0
+
+    def _charges(self, own: IntColumn) -> IntColumn:
+        tree = self._tree
+        assert self._reserves is not None
+        charged = np.vstack([own, np.zeros((1, own.shape[1]), np.int64)])
+        for rows in reversed(tree.levels):
+            kept = self._reserves[rows, None]
+            least = np.where(kept, tree.guaranteed[rows], 0)
+            np.add.at(charged, tree.parent[rows], np.maximum(charged[rows], least))
+        return charged
+
+    def copy(self) -> "Ledger":
+        """Return a ledger that changes alone."""
+        other = object.__new__(Ledger)
+        other._tree, other._ceiling = self._tree, self._ceiling
+        other._reserves = self._reserves
+        other.used = self.used.copy()
+        is_same = self._charged is self.used
+        other._charged = other.used if is_same else self._charged.copy()
+        other.n_changes = self.n_changes
+        return other
+
+    def add(self, queue: int, amounts: IntColumn) -> None:
+        """Book amounts on a queue and all above it; negative ones give back."""
+        self.n_changes += 1
+        path = self._tree.paths[queue]
+        if self._reserves is None:
+            self.used[path] += amounts
+            return
+        # The path has no row twice, so that adding to a selection adds once.
+        self.used[path] += amounts
+        for row, rise in zip(path.tolist(), self._rises(queue, amounts), strict=True):
+            self._charged[row] += rise
+
+    def _rises(self, queue: int, amounts: IntColumn) -> list[IntColumn]:
+        """Return by how much each row of the queue's path is charged more for the amounts."""
+        assert self._reserves is not None
+        rises = []
+        rise = amounts
+        for row in self._tree.paths[queue].tolist():
+            rises.append(rise)
+            if self._reserves[row]:
+                least, before = self._tree.guaranteed[row], self._charged[row]
+                rise = np.maximum(before + rise, least) - np.maximum(before, least)
+        return rises
+
+    def over(self, queue: int, amounts: IntColumn) -> tuple[int, int] | None:
+        """Return the first (row, column) on the way up where the amounts go too far."""
+        path = self._tree.paths[queue]
+        rise = amounts if self._reserves is None else np.array(self._rises(queue, amounts))
+        exceeds = self._charged[path] + rise > self._ceiling[path]
+        exceeds &= rise > 0
+        if not exceeds.any():
+            return None
+        at, column = np.argwhere(exceeds)[0].tolist()
+        return int(path[at]), int(column)
+
+    def room(self, queue: int, column: int) -> int:
+        """Return how much more of one resource the queue may have."""
+        path = self._tree.paths[queue]
+        return int((self._ceiling[path, column] - self._charged[path, column]).min())
+
+    def charged(self, row: int, column: int) -> int:
+        """Return what counts against the ceiling of a row."""
+        return int(self._charged[row, column])
+
+    def ceiling(self, row: int, column: int) -> int:
+        """Return what a row may be charged with at most."""
+        return int(self._ceiling[row, column])
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """Where a job would go over a ceiling."""
+
+    row: int
+    column: int
+    amount: int  # that it asks for
+
+
+class Quotas:
+    """The ledgers of one draft."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.tree = tree = snapshot.tree
+        self.capacity = _capacity(snapshot)
+        ceiling = tree.ceiling
+        if tree.has_reserves:
+            ceiling = ceiling.copy()
+            ceiling[tree.root] = self.capacity
+        self.now = Ledger(tree, snapshot.queue_used, ceiling)
+        self.later = self.now
+        self._n_columns = FIRST_TYPE + len(tree.gpu_types)
+        self._column_of = {t: FIRST_TYPE + i for i, t in enumerate(tree.gpu_types)}
+        self._is_there = self.capacity > 0
+        bounds = tree.ceiling[:, FIRST_TYPE:] < UNBOUNDED
+        self._bounds_types: BoolColumn = np.logical_or.reduce(bounds, axis=1)
+        self._columns: dict[Shape, tuple[int, ...]] = {}
+        self._needs: dict[int, tuple[IntColumn, bool]] = {}
+        self._options: dict[int | None, list[tuple[IntColumn, str | None]]] = {}
+        self._held: dict[int, IntColumn] = {}
+        for row in np.flatnonzero(snapshot.jobs.n_stopping > 0).tolist():
+            tasks = snapshot.jobs.tasks[row]
+            self.release(row, [task for task in tasks if task.phase is TaskPhase.STOPPING])
+
+    def open_later(self) -> None:
+        """Keep what will be used apart from what is used now."""
+        if self.later is self.now:
+            self.later = self.now.copy()
+
+    # What jobs ask for and hold
+
+    def _type_columns(self, shape: Shape) -> tuple[int, ...]:
+        """Return the columns of the GPU types on which such a task could run."""
+        known = self._columns.get(shape)
+        if known is None:
+            types = shape.gpu_types or self.tree.gpu_types
+            columns = [self._column_of[t] for t in types if t in self._column_of]
+            there = [column for column in columns if self._is_there[column]]
+            if not there and shape.gpu_types:
+                there = columns
+            known = tuple(there) if shape.total_gpu_milli else ()
+            self._columns[shape] = known
+        return known
+
+    def _total(self, wants: Sequence[Want]) -> tuple[IntColumn, bool]:
+        """Return what all tasks take together; whether the type of some GPU is open."""
+        total = np.zeros(self._n_columns, np.int64)
+        is_open = False
+        for want in wants:
+            columns = self._type_columns(want.shape)
+            is_open |= len(columns) > 1
+            column = columns[0] if len(columns) == 1 else None
+            amounts = amounts_of(want.shape, self._n_columns, type_column=column)
+            total += amounts * (len(want.must) + len(want.may))
+        return total, is_open
+
+    def total(self, wants: tuple[Want, ...]) -> IntColumn:
+        """Return what all tasks wanted take together."""
+        return self._total(wants)[0]
+
+    def options(self, row: int) -> list[tuple[IntColumn, str | None]]:
+        """Return what a waiting job needs at least: one amount, or one per GPU type it may use.
+
+        Which of several types a gang gets is open, so each is an option for all of it.
+        """
+        jobs = self.snapshot.jobs
+        gang = int(jobs.gang[row]) if jobs.phase[row] == PENDING else None
+        known = self._options.get(gang)
+        if known is None:
+            least = least_of(wants_of(self.snapshot, row))
+            total, is_open = self._total(least)
+            known = [(total, None)]
+            if is_open:
+                open_wants = [w for w in least if len(self._type_columns(w.shape)) > 1]
+                milli = sum(w.shape.total_gpu_milli * len(w.must) for w in open_wants)
+                for column in self._type_columns(open_wants[0].shape):
+                    of_type = total.copy()
+                    of_type[column] += milli
+                    known.append((of_type, self.tree.gpu_types[column - FIRST_TYPE]))
+            if gang is not None:
+                self._options[gang] = known
+        return known
+
+    def need(self, row: int, wants: tuple[Want, ...]) -> tuple[IntColumn, bool]:
+        """Return `_total` of a waiting job, remembered for gangs alike."""
+        jobs = self.snapshot.jobs
+        if jobs.phase[row] != PENDING:
+            return self._total(wants)
+        gang = int(jobs.gang[row])
+        known = self._needs.get(gang)
+        if known is None:
+            known = self._needs[gang] = self._total(wants)
+        return known
+
+    def held(self, row: int) -> IntColumn:
+        """Return what all live tasks of a job hold."""
+        known = self._held.get(row)
+        if known is None:
+            known = self._held[row] = self._of_tasks(row, self.snapshot.jobs.tasks[row])
+        return known
+
+    def _of_tasks(self, row: int, tasks: Iterable[Task]) -> IntColumn:
+        snapshot = self.snapshot
+        shapes = {r.name: r.shape for r in snapshot.gangs[snapshot.jobs.gang[row]]}
+        nodes, total = snapshot.nodes, np.zeros(self._n_columns, np.int64)
+        for task in tasks:
+            gpu_type = nodes.nodes[nodes.row_of[task.node]].gpu_type
+            column = self._column_of.get(gpu_type)
+            total += amounts_of(shapes[task.id.role], self._n_columns, type_column=column)
+        return total
+
+    # Booking
+
+    def book(self, row: int, members: Iterable[Member], *, is_now: bool) -> None:
+        """Charge a job's queue with the places it is given."""
+        nodes, total = self.snapshot.nodes.nodes, np.zeros(self._n_columns, np.int64)
+        for member in members:
+            shape, gpu_type = member.want.shape, nodes[member.spot.row].gpu_type
+            total[:FIRST_TYPE] += shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli
+            if shape.total_gpu_milli and gpu_type in self._column_of:
+                total[self._column_of[gpu_type]] += shape.total_gpu_milli
+        queue = int(self.snapshot.jobs.queue[row])
+        if is_now:
+            self.now.add(queue, total)
+        if not is_now or self.later is not self.now:
+            self.later.add(queue, total)
+
+    def release(self, row: int, tasks: Sequence[Task], *, sign: int = -1) -> None:
+        """Book tasks of a job as gone from the later ledger; with sign 1 undo that."""
+        self.open_later()
+        is_all = len(tasks) == len(self.snapshot.jobs.tasks[row])
+        held = self.held(row) if is_all else self._of_tasks(row, tasks)
+        self.later.add(int(self.snapshot.jobs.queue[row]), sign * held)
+
+    # Admission
+
+    def admit(
+        self, row: int, wants: tuple[Want, ...], *, is_now: bool
+    ) -> tuple[Want, ...] | Excess:
+        """Return what of its wants the job may have, or where it would go too far.
+
+        What starts now must be within the ceilings now and later. Tasks that may be placed are
+        dropped, and GPU types left out, as far as quota asks for it; if none of several types
+        has room for all, the job waits although a mix of them might do.
+        """
+        if not self.tree.has_ceilings and not self.tree.has_reserves:
+            return wants
+        need, is_open = self.need(row, wants)
+        queue = int(self.snapshot.jobs.queue[row])
+        on_path = self._bounds_types[self.tree.paths[queue]]
+        is_bound = is_open and bool(on_path.any())
+        excess = self._excess(queue, need, is_now=is_now)
+        if excess is None and not is_bound:
+            return wants
+        n_may = sum(len(want.may) for want in wants)
+        least = 0 if any(want.must for want in wants) else 1
+        for n_kept in range(n_may, least - 1, -1):
+            kept = _with_may(wants, n_kept)
+            fitting = self._admit_all(queue, kept, is_now=is_now)
+            if not isinstance(fitting, Excess):
+                return fitting
+            excess = fitting
+        assert excess is not None
+        return excess
+
+    def _admit_all(
+        self, queue: int, wants: tuple[Want, ...], *, is_now: bool
+    ) -> tuple[Want, ...] | Excess:
+        need, is_open = self._total(wants)
+        excess = self._excess(queue, need, is_now=is_now)
+        if excess is not None or not is_open:
+            return wants if excess is None else excess
+        open_milli = sum(
+            want.shape.total_gpu_milli * (len(want.must) + len(want.may))
+            for want in wants
+            if len(self._type_columns(want.shape)) > 1
+        )
+        full: dict[int, Excess] = {}
+        for column in {c for want in wants for c in self._type_columns(want.shape)}:
+            with_all = need.copy()
+            with_all[column] += open_milli
+            found = self._excess(queue, with_all, is_now=is_now)
+            if found is not None:
+                full[column] = found
+        admitted = []
+        for want in wants:
+            columns = self._type_columns(want.shape)
+            left = [column for column in columns if column not in full]
+            if len(columns) > 1 and not left:
+                return full[columns[0]]
+            if 1 < len(columns) != len(left):
+                types = tuple(self.tree.gpu_types[c - FIRST_TYPE] for c in left)
+                want = replace(want, shape=replace(want.shape, gpu_types=types))
+            admitted.append(want)
+        return tuple(admitted)
+
+    def _excess(self, queue: int, need: IntColumn, *, is_now: bool) -> Excess | None:
+        found = self.now.over(queue, need) if is_now else None
+        if found is None and (not is_now or self.later is not self.now):
+            found = self.later.over(queue, need)
+        return None if found is None else Excess(*found, int(need[found[1]]))
+
+    def why_over(self, excess: Excess, *, is_now: bool) -> Unplaced:
+        """Return the reason of a job that waits for quota."""
+        tree, row, column = self.tree, excess.row, excess.column
+        ledger = self.now if is_now else self.later
+        what = tree.label(column)
+        used, most = int(ledger.used[row, column]), ledger.ceiling(row, column)
+        asks = f"; the job asks for {figure(column, excess.amount)}"
+        asks = asks if ledger.charged(row, column) < most else ""
+        queue = tree.queues[row] if row < tree.root else None
+        if queue is None:
+            kept = ledger.charged(row, column) - used
+            detail = (
+                f"{figure(column, kept)} of {figure(column, most)} {what} are kept for queues "
+                f"that do not lend, {figure(column, used)} are used{asks}"
+            )
+            return Unplaced(cause=Cause.QUOTA, detail=detail)
+        name = tree.resource(column)
+        is_guaranteed = name in dict(queue.guaranteed)
+        is_limited = most == dict(queue.limit).get(name)
+        own = int(tree.guaranteed[row, column]) if is_guaranteed and not is_limited else most
+        detail = f"queue {queue.name} uses {figure(column, used)} of its {figure(column, own)} "
+        detail += what
+        kept = ledger.charged(row, column) - used
+        if kept > 0:
+            detail += f", {figure(column, kept)} are kept for queues below it that do not lend"
+        if most > own:
+            detail += f", and may borrow at most {figure(column, most - own)}"
+        elif is_guaranteed:
+            detail += ", and may borrow none"
+        return Unplaced(cause=Cause.QUOTA, detail=detail + asks)
+
+    # Whose tasks may be stopped
+
+    def claim(self, row: int, need: IntColumn) -> "Claim":
+        """Return whom the job of a row may ask to stop for what it needs."""
+        return Claim(self, row, need)
+
+
+class Claim:
+    """What a job may take from other queues, as the later ledger stands.
+
+    At each level of the tree, a queue on the job's way up that would still be within its
+    guarantee may take from its siblings what they use beyond theirs: of the resources that
+    it asks for and is guaranteed. Nobody is pushed below a guarantee, neither of those
+    resources nor of any that counts for more: GPU types before GPUs before memory before CPUs.
+    So each reclaim brings use of what counts most under guarantees, none takes it back, and
+    that ends.
+    """
+
+    def __init__(self, quotas: Quotas, row: int, need: IntColumn) -> None:
+        self._quotas = quotas
+        tree, jobs = quotas.tree, quotas.snapshot.jobs
+        self._queue = int(jobs.queue[row])
+        owner = tree.queues[self._queue]
+        self._rule = QueuePreemption.NEVER if owner is None else owner.may_preempt
+        self._path = tree.paths[self._queue]
+        self._on_path = {node: at for at, node in enumerate(self._path.tolist())}
+        self._is_beside = np.ones(tree.root + 1, np.bool_)
+        self._is_beside[self._path] = False
+        self._contested = np.zeros((len(self._path) + 1, len(need)), np.bool_)
+        self.is_entitled = False
+        if tree.has_guarantees and self._rule is not QueuePreemption.NEVER:
+            self._entitle(need)
+        self._protected = np.array([_protected(c) for c in self._contested])
+
+    def _entitle(self, need: IntColumn) -> None:
+        """Note at which levels the job is within a guarantee; level i is below path[i]."""
+        used, guaranteed = self._quotas.later.used, self._quotas.tree.guaranteed
+        for at, node in enumerate(self._path[:-1].tolist(), 1):
+            contested = (need > 0) & (guaranteed[node] > 0)
+            is_within: BoolColumn = used[node] + need <= guaranteed[node]
+            if contested.any() and is_within[contested].all():
+                self._contested[at] = contested
+                self.is_entitled = True
+
+    def allowed(self, by_policy: Rows, fair_game: Rows) -> Rows:
+        """Return who may be stopped, at least alone: by the policy, or to reclaim from."""
+        quotas = self._quotas
+        queue_of = quotas.snapshot.jobs.queue
+        if self._rule is QueuePreemption.NEVER:
+            return fair_game[:0]
+        if self._rule is QueuePreemption.IN_QUEUE:
+            by_policy = by_policy[queue_of[by_policy] == self._queue]
+        if not self.is_entitled:
+            return by_policy
+        level = self._levels()
+        is_allowed = np.zeros(len(queue_of), np.bool_)
+        is_allowed[by_policy] = True
+        is_allowed[fair_game[level[queue_of[fair_game]] >= 0]] = True
+        return fair_game[is_allowed[fair_game]]
+
+    def _levels(self) -> Rows:
+        """Return for each row at which level it may be taken from; -1: it may not."""
+        tree, used = self._quotas.tree, self._quotas.later.used
+        is_above = used > tree.guaranteed
+        level = np.full(tree.root + 1, -1, np.intp)
+        for node, at in self._on_path.items():
+            level[node] = at if self._contested[at].any() else -1
+        for rows in tree.levels:
+            rows = rows[self._is_beside[rows]]
+            inherited = level[tree.parent[rows]]
+            may = (is_above[rows] & self._contested[inherited]).any(axis=1) & (inherited >= 0)
+            level[rows] = np.where(may, inherited, -1)
+        return level
+
+    def may_go(self, row: int, by_policy: BoolColumn) -> bool:
+        """Return whether the job of a row may go besides those already booked as gone."""
+        quotas, tree = self._quotas, self._quotas.tree
+        queue = int(quotas.snapshot.jobs.queue[row])
+        if queue == self._queue:
+            return bool(by_policy[row])
+        if not tree.has_guarantees:
+            return bool(by_policy[row])
+        chain = []
+        node = queue
+        while node not in self._on_path:
+            chain.append(node)
+            node = int(tree.parent[node])
+        at = self._on_path[node]
+        held = quotas.held(row)
+        if self._contested[at].any() and (held[self._contested[at]] > 0).any():
+            protected = self._protected[at]
+            if self._stay_within(chain, held, protected & (held > 0)):
+                return True
+        if not by_policy[row] or self._rule is not QueuePreemption.ANYWHERE:
+            return False
+        return self._stay_within(chain, held, held > 0)
+
+    def _stay_within(self, chain: list[int], held: IntColumn, columns: BoolColumn) -> bool:
+        """Return whether the queues keep their guarantees of these columns without it."""
+        used, guaranteed = self._quotas.later.used, self._quotas.tree.guaranteed
+        stays: BoolColumn = used[chain] - held >= guaranteed[chain]
+        stays |= guaranteed[chain] == 0
+        return bool(stays[:, columns].all())
+
+    def blocker(self, need: IntColumn) -> int | None:
+        """Return the row below which something must stop for the job to be within quota."""
+        found = self._quotas.later.over(self._queue, need)
+        return None if found is None else found[0]
+
+
+def _protected(contested: BoolColumn) -> BoolColumn:
+    """Return what counts for at least as much as the contested resource that counts most."""
+    protected = contested.copy()
+    if contested.any():
+        protected[FIRST_TYPE:] = True
+        if not contested[FIRST_TYPE:].any():
+            protected[GPU] = True
+            if not contested[GPU]:
+                protected[MEMORY] = True
+    return protected
+
+
+def least_of(wants: tuple[Want, ...]) -> tuple[Want, ...]:
+    """Return what must be placed for the job to gain at all: of a service, one replica."""
+    if any(want.must for want in wants):
+        return tuple(replace(want, may=()) for want in wants if want.must)
+    return tuple(replace(want, must=want.may[:1], may=()) for want in wants if want.may)[:1]
+
+
+def _with_may(wants: tuple[Want, ...], n_may: int) -> tuple[Want, ...]:
+    """Return the wants with so many of the tasks that may be placed, the first ones."""
+    kept = []
+    for want in wants:
+        may = want.may[:n_may]
+        n_may -= len(may)
+        kept.append(want if may == want.may else replace(want, may=may))
+    return tuple(kept)
+
+
+def _capacity(snapshot: Snapshot) -> IntColumn:
+    """Return what the nodes that are up have, in the columns of the tree."""
+    nodes, tree = snapshot.nodes, snapshot.tree
+    capacity = np.zeros(FIRST_TYPE + len(tree.gpu_types), np.int64)
+    is_there = nodes.is_up & ~nodes.is_removed
+    gpu_milli = np.count_nonzero(nodes.is_healthy, axis=1) * MILLI
+    by_kind = np.bincount(nodes.kind[is_there], gpu_milli[is_there], len(nodes.kinds))
+    for kind, amount in zip(nodes.kinds, by_kind.astype(np.int64).tolist(), strict=True):
+        capacity[GPU] += amount
+        if kind.gpu_type in tree.gpu_types:
+            capacity[FIRST_TYPE + tree.gpu_types.index(kind.gpu_type)] += amount
+    for row in np.flatnonzero(is_there).tolist():
+        capacity[CPU] += nodes.nodes[row].cpu_milli
+        capacity[MEMORY] += nodes.nodes[row].memory_mib
+    return capacity

@@ -1,0 +1,287 @@
+"""Making room in a tree of queues: whom to stop for a job, if quota or capacity is in its way.
+
+The nodes where a task costs least to fit are freed one after the other, victims by lost work,
+each only if its queue may still let go of it (`quotas.Claim`); then more go while a ceiling is
+in the way; then, from the dearest on, whoever turns out not to be needed is spared. What does
+not help is never stopped.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from scheduler.core.draft import Draft, Space
+from scheduler.core.holdings import holdings_of
+from scheduler.core.model import MILLI, Shape
+from scheduler.core.placement import Shortfall, Want, could_place, hold_later
+from scheduler.core.ports import PreemptionRule
+from scheduler.core.preemption import CPU_WEIGHT, RESTART_S, Victim
+from scheduler.core.quotas import Claim, Excess, Quotas, least_of
+from scheduler.core.snapshot import CPU, MEMORY, BoolColumn, FloatColumn, IntColumn, Rows
+
+
+class Reclaim:
+    """Whom the jobs of one cycle may stop, as far as queues allow."""
+
+    def __init__(self, draft: Draft, quotas: Quotas, rule: PreemptionRule) -> None:
+        self._draft = draft
+        self._quotas = quotas
+        self._rule = rule
+        snapshot = draft.snapshot
+        jobs, running = snapshot.jobs, snapshot.running_rows()
+        is_game = jobs.is_preemptible[running] & (jobs.n_stopping[running] == 0)
+        self._fair_game = running[is_game]
+        self._table: _Table | None = None  # made when somebody asks
+
+    def make_room(self, row: int, wants: tuple[Want, ...]) -> list[Victim]:
+        """Stop the cheapest jobs that let the gang of `row` start later, and hold its places.
+
+        Returns the victims, booked as gone on the later books and in the later ledger, or none
+        if no set helps.
+        """
+        draft, quotas = self._draft, self._quotas
+        by_policy = np.zeros(len(draft.is_evicted), np.bool_)
+        by_policy[self._rule(draft.snapshot, row, self._fair_game)] = True
+        fair_game = self._fair_game[~draft.is_evicted[self._fair_game]]
+        for need, gpu_type in quotas.options(row):
+            claim = quotas.claim(row, need)
+            if gpu_type is not None and not claim.is_entitled:
+                continue
+            allowed = claim.allowed(fair_game[by_policy[fair_game]], fair_game)
+            if not len(allowed):
+                continue
+            asked = wants if gpu_type is None else _of_type(wants, gpu_type)
+            search = _Search(draft, quotas, row=row, needs=least_of(asked), table=self._known())
+            gone = search.run(claim, allowed, by_policy)
+            if gone:
+                self._hold(row, asked)
+                return gone
+        return []
+
+    def _hold(self, row: int, wants: tuple[Want, ...]) -> None:
+        admitted = self._quotas.admit(row, wants, is_now=False)
+        assert not isinstance(admitted, Excess)
+        members = hold_later(self._draft, row, admitted)
+        assert not isinstance(members, Shortfall)
+        self._quotas.book(row, members, is_now=False)
+
+    def _known(self) -> "_Table":
+        if self._table is None:
+            self._table = _Table(self._draft, self._fair_game)
+        return self._table
+
+
+class _Table:
+    """What fair game holds on which node, by node and then by cost."""
+
+    def __init__(self, draft: Draft, fair_game: Rows) -> None:
+        snapshot = draft.snapshot
+        jobs = snapshot.jobs
+        is_game = np.zeros(len(jobs.jobs), np.bool_)
+        is_game[fair_game] = True
+        held = holdings_of(snapshot).of(is_game)
+        cpu_milli = np.bincount(held.row, held.amount[:, CPU], len(jobs.jobs))
+        width = (jobs.gpu_milli + CPU_WEIGHT * cpu_milli) / MILLI
+        self.cost_gpu_s: FloatColumn = np.zeros(len(jobs.jobs))  # by job row
+        rows = fair_game
+        self.cost_gpu_s[rows] = width[rows] * (snapshot.unsaved_s(rows) + RESTART_S)
+        order = np.lexsort(
+            (
+                -jobs.sequence[held.row],
+                jobs.priority[held.row],
+                self.cost_gpu_s[held.row],
+                held.node,
+            )
+        )
+        self.row: Rows = held.row[order]
+        self.node: Rows = held.node[order]
+        self.amount: IntColumn = held.amount[order]
+        self.by_cost: Rows = rows[
+            np.lexsort((-jobs.sequence[rows], jobs.priority[rows], self.cost_gpu_s[rows]))
+        ]
+
+    def nodes_for(
+        self, shape: Shape, space: Space, is_allowed: BoolColumn
+    ) -> tuple[Rows, list[Rows]]:
+        """Return where one more such task could fit, cheapest first, and who is there.
+
+        The cost is that of the first holders on a node whose amounts suffice: an estimate.
+        """
+        kept = is_allowed[self.row] & space.could_take(shape)[self.node]
+        row, node, amount = self.row[kept], self.node[kept], self.amount[kept]
+        if not len(row):
+            return row, []
+        begins = np.ones(len(node), np.bool_)
+        begins[1:] = node[1:] != node[:-1]
+        starts = np.flatnonzero(begins)
+        start = np.repeat(starts, np.diff(np.append(starts, len(node))))
+        gone = np.cumsum(amount, axis=0)
+        gone -= gone[start] - amount[start]
+        books = space.nodes
+        free = np.column_stack(
+            [books.free[:, CPU], books.free[:, MEMORY], books.device_free.sum(axis=1)]
+        )
+        asks = np.array([shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli])
+        fits = (free[node] + gone >= asks).all(axis=1)
+        cost = np.cumsum(self.cost_gpu_s[row])
+        cost -= cost[start] - self.cost_gpu_s[row[start]]
+        cost = np.where(fits, cost, np.inf)
+        least = np.minimum.reduceat(cost, starts)
+        order = np.argsort(least, kind="stable")
+        order = order[np.isfinite(least[order])]
+        ends = np.append(starts[1:], len(node))
+        return node[starts[order]], [row[starts[i] : ends[i]] for i in order.tolist()]
+
+
+class _Search:
+    """The search of one job; books hypotheses on the later books and in the later ledger."""
+
+    def __init__(
+        self,
+        draft: Draft,
+        quotas: Quotas,
+        *,
+        row: int,
+        needs: tuple[Want, ...],
+        table: _Table,
+    ) -> None:
+        self._draft = draft
+        self._quotas = quotas
+        self._row = row
+        self._needs = needs
+        self._table = table
+        self._space = draft.open_later()
+        self._gone: dict[int, Victim] = {}
+
+    def run(self, claim: Claim, allowed: Rows, by_policy: BoolColumn) -> list[Victim]:
+        """Return the victims, booked as gone; none, and nothing booked, if no set helps."""
+        self._claim, self._by_policy = claim, by_policy
+        need = self._quotas.total(self._needs)
+        blocker = claim.blocker(need)
+        if blocker is not None:
+            near = allowed[self._is_below(allowed, blocker)]
+            if not len(near):
+                return []
+            if self._free_places(near) and self._free_quota(near, need):
+                return self._reprieve()
+            self._undo()
+        if self._free_places(allowed) and self._free_quota(allowed, need):
+            return self._reprieve()
+        self._undo()
+        return []
+
+    def _is_below(self, rows: Rows, blocker: int) -> BoolColumn:
+        tree, queue = self._quotas.tree, self._draft.snapshot.jobs.queue
+        below = np.array([blocker in path for path in tree.paths], np.bool_)
+        found: BoolColumn = below[queue[rows]]
+        return found
+
+    def _fits(self) -> bool:
+        admitted = self._quotas.admit(self._row, self._needs, is_now=False)
+        return not isinstance(admitted, Excess) and could_place(self._space, admitted)
+
+    def _let_go(self, row: int) -> bool:
+        """Book a job as gone, if it may go."""
+        if row in self._gone or not self._claim.may_go(row, self._by_policy):
+            return False
+        jobs = self._draft.snapshot.jobs
+        cost_gpu_s = float(self._table.cost_gpu_s[row])
+        victim = Victim(row, jobs.tasks[row], cost_gpu_s, int(jobs.sequence[row]))
+        self._gone[row] = victim
+        self._draft.release(self._space, row, victim.tasks)
+        self._quotas.release(row, victim.tasks)
+        return True
+
+    def _take_back(self, row: int) -> None:
+        victim = self._gone.pop(row)
+        self._draft.restore(self._space, row, victim.tasks)
+        self._quotas.release(row, victim.tasks, sign=1)
+
+    def _undo(self) -> None:
+        for row in list(self._gone):
+            self._take_back(row)
+
+    def _free_places(self, allowed: Rows) -> bool:
+        """Let go who stands in the way on the cheapest nodes; return whether all would fit."""
+        is_allowed = np.zeros(len(self._draft.is_evicted), np.bool_)
+        is_allowed[allowed] = True
+        placed = []
+        is_complete = True
+        for want in self._needs:
+            shape = want.shape
+            n_left = len(want.must)
+            while n_left and is_complete:
+                before = n_left
+                nodes: Iterable[int] = ()
+                holders: list[Rows] = []
+                if self._space.best(shape) is None:
+                    found, holders = self._table.nodes_for(shape, self._space, is_allowed)
+                    nodes = found.tolist()
+                offers = zip(nodes, holders, strict=True)
+                while n_left:
+                    spot = self._space.place(shape)
+                    if spot is not None:
+                        placed.append((spot, shape))
+                        n_left -= 1
+                        continue
+                    offer = next(offers, None)
+                    if offer is None:
+                        break
+                    self._free_node(offer[0], shape, offer[1].tolist())
+                is_complete = n_left < before
+        for spot, shape in reversed(placed):
+            self._space.give(spot.row, shape, spot.devices)
+        return is_complete
+
+    def _free_node(self, node: int, shape: Shape, rows: list[int]) -> None:
+        """Let go the first of the rows that suffice for one task, or none of them."""
+        went: list[int] = []
+        for row in rows:
+            if self._let_go(row):
+                went.append(row)
+                if self._space.fits(node, shape):
+                    return
+        for row in went:
+            self._take_back(row)
+
+    def _free_quota(self, allowed: Rows, need: IntColumn) -> bool:
+        """Let more go while a ceiling is in the way; return whether none is any more."""
+        blocker = self._claim.blocker(need)
+        if blocker is None:
+            return self._fits()
+        is_allowed = np.zeros(len(self._draft.is_evicted), np.bool_)
+        is_allowed[allowed] = True
+        rows = self._table.by_cost[is_allowed[self._table.by_cost]]
+        while blocker is not None:
+            below = rows[self._is_below(rows, blocker)].tolist()
+            is_stuck = True
+            for row in below:
+                if self._let_go(row):
+                    is_stuck = False
+                    if self._claim.blocker(need) != blocker:
+                        break
+            blocker = self._claim.blocker(need)
+            if blocker is not None and is_stuck:
+                return False
+        return self._fits()
+
+    def _reprieve(self) -> list[Victim]:
+        """Spare whom the gang does not need, dearest first."""
+        for victim in sorted(self._gone.values(), key=lambda v: (-v.cost_gpu_s, v.sequence)):
+            self._take_back(victim.row)
+            if not self._fits():
+                self._gone[victim.row] = victim
+                self._draft.release(self._space, victim.row, victim.tasks)
+                self._quotas.release(victim.row, victim.tasks)
+        return sorted(self._gone.values(), key=lambda v: v.sequence)
+
+
+def _of_type(wants: tuple[Want, ...], gpu_type: str) -> tuple[Want, ...]:
+    """Return the wants with every GPU that may be of this type of no other."""
+    return tuple(
+        replace(want, shape=replace(want.shape, gpu_types=(gpu_type,)))
+        if want.shape.total_gpu_milli and gpu_type in (want.shape.gpu_types or (gpu_type,))
+        else want
+        for want in wants
+    )
