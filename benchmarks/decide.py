@@ -1,4 +1,4 @@
-"""How fast one `decide` is: single tasks, gangs, a hopeless queue, and how much memory.
+"""How fast one `decide` is: single tasks, gangs, a hopeless queue, preemption, a large cluster.
 
 Baselines: the floors that kube-scheduler's own CI asserts at 5,000 nodes (810 pods/s plain,
 180 pods/s for extended resources; 3.7 ms a gang, the best of 3.7 to 5.7), and in the same run a
@@ -9,6 +9,7 @@ import random
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from report import report
 from policies.registry import policy_named
 from scheduler.core.cycle import decide
 from scheduler.core.engine import Engine
-from scheduler.core.events import JobsSubmitted, NodeRegistered
+from scheduler.core.events import JobsSubmitted, NodeRegistered, PlanCommitted
 from scheduler.core.model import Gpu, JobSpec, Launch, Node, Role, Shape
 from scheduler.core.plan import Plan
 
@@ -63,24 +64,28 @@ def shapes(n_shapes: int) -> list[Shape]:
     return sorted(made, key=repr)
 
 
-def submit(engine: Engine, n_jobs: int, options: list[Shape], tasks: int = 1) -> None:
+def spec_of(shape: Shape, *, tasks: int = 1, priority: int = 0) -> JobSpec:
+    role = Role(
+        name="worker",
+        launch=LAUNCH,
+        count=tasks,
+        min_count=tasks,
+        max_count=tasks,
+        shape=shape,
+    )
+    return JobSpec(name="bench", roles=(role,), priority=priority)
+
+
+def submit(
+    engine: Engine,
+    n_jobs: int,
+    options: list[Shape],
+    *,
+    tasks: int = 1,
+    priorities: Sequence[int] = (0,),
+) -> None:
     draw = random.Random(11)
-    specs = [
-        JobSpec(
-            name="bench",
-            roles=(
-                Role(
-                    name="worker",
-                    launch=LAUNCH,
-                    count=tasks,
-                    min_count=tasks,
-                    max_count=tasks,
-                    shape=shape,
-                ),
-            ),
-        )
-        for shape in options
-    ]
+    specs = [spec_of(s, tasks=tasks, priority=p) for s in options for p in priorities]
     for i in range(n_jobs):
         engine.observe(JobsSubmitted(at_s=float(i), spec=draw.choice(specs)))
 
@@ -147,7 +152,10 @@ def singles() -> None:
 
 def gangs() -> None:
     engine = cluster(N_NODES)
-    options = [replace(s, gpu_milli=0, gpus=g) for s, g in zip(shapes(40), [1, 2, 4, 8] * 10)]
+    options = [
+        replace(s, gpu_milli=0, gpus=g)
+        for s, g in zip(shapes(40), [1, 2, 4, 8] * 10, strict=True)
+    ]
     submit(engine, 3_000, options, tasks=3)
     took_s, plan = timed(engine)
     assert len(plan.placements) > 2_500, len(plan.placements)
@@ -183,17 +191,73 @@ def hopeless() -> None:
     )
 
 
-def memory() -> None:
-    """Report the peak of a process that does all of the above."""
+def crowd(engine: Engine, n_jobs: int, shape: Shape, *, priority: int = 0) -> None:
+    """Submit single-task jobs, spread over priorities, and start them all."""
+    draw = random.Random(5)
+    for i in range(n_jobs):
+        spec = spec_of(shape, priority=priority + draw.randrange(3))
+        engine.observe(JobsSubmitted(at_s=float(i), spec=spec))
+    plan = decide(engine.snapshot(1e5), policy_named("fifo"))
+    assert len(plan.placements) == n_jobs, len(plan.placements)
+    # One plan a batch: jobs that started at different times lose different amounts of work.
+    for first in range(0, n_jobs, 1000):
+        engine.observe(
+            PlanCommitted(at_s=1e5 + first, placements=plan.placements[first : first + 1000])
+        )
+
+
+def preempting() -> None:
+    """A full cluster, and gangs of 8 GPUs that all have to make room for themselves."""
+    n_gangs = 250
+    engine = cluster(N_NODES)
+    crowd(engine, N_NODES * 8, Shape(cpu_milli=8000, memory_mib=16384, gpus=1))
+    for tasks, gpus in ((1, 8), (8, 1)):
+        spec = spec_of(Shape(cpu_milli=8000, gpus=gpus), tasks=tasks, priority=9)
+        for _ in range(n_gangs // 2):
+            engine.observe(JobsSubmitted(at_s=2e5, spec=spec))
+    took_s, plan = timed(engine, "priority")
+    assert len(plan.evictions) == n_gangs * 8, len(plan.evictions)
+    report(
+        benchmark="decide",
+        case="250 gangs of 8 GPUs preempt",
+        value=took_s,
+        unit="s",
+        better="lower",
+        goal=3.0,
+        size=f"{N_NODES} nodes of 8 GPUs, all busy with {N_NODES * 8} jobs",
+    )
+
+
+def large() -> None:
+    """Twice the nodes, 50,000 running, 50,000 pending of which some fit and some preempt."""
+    n_nodes, n_jobs = 10_000, 50_000
+    engine = cluster(n_nodes)
+    crowd(engine, n_jobs, Shape(cpu_milli=8000, memory_mib=16384, gpus=1))
+    # One in fifty may stop others.
+    submit(engine, n_jobs, shapes(40), priorities=(*[0] * 49, 9))
+    took_s, plan = timed(engine, "priority")
+    report(
+        benchmark="decide",
+        case="50,000 running, 50,000 pending",
+        value=took_s,
+        unit="s",
+        better="lower",
+        goal=3.0,
+        size=f"{n_nodes} nodes of 8 GPUs, {len(plan.placements)} placed, "
+        f"{len(plan.unplaced)} waiting",
+    )
+
+
+def memory(case: str, goal_mib: float, size: str) -> None:
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report(
         benchmark="decide",
-        case="peak memory of all cases",
+        case=case,
         value=peak_mib,
         unit="MiB",
         better="lower",
-        goal=800,
-        size=f"{N_NODES} nodes, up to 100,000 jobs",
+        goal=goal_mib,
+        size=size,
     )
 
 
@@ -201,4 +265,7 @@ if __name__ == "__main__":
     singles()
     gangs()
     hopeless()
-    memory()
+    preempting()
+    memory("peak memory so far", 800, f"{N_NODES} nodes, up to 100,000 jobs")
+    large()
+    memory("peak memory of all cases", 1536, "10,000 nodes, 100,000 jobs")

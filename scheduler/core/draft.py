@@ -71,6 +71,7 @@ class Space:
         )
         self._sees_other_nodes = isinstance(score, ClusterScore) and score.sees_other_nodes
         self._changed: list[int] = []  # rows, in the order of the changes
+        self.version = [0] * len(nodes.nodes)  # changes of each row
         self._candidates: dict[Shape, _Candidates] = {}
 
     def best(self, shape: Shape) -> int | None:
@@ -116,9 +117,10 @@ class Space:
         # A shape that asks for nothing fits without end; the sum must not overflow.
         return int(np.minimum(copies, 1 << 40).sum())
 
-    def place(self, shape: Shape) -> Spot | None:
-        """Book the best place for one task, or return None."""
-        row = self.best(shape)
+    def place(self, shape: Shape, row: int | None = None) -> Spot | None:
+        """Book the best place for one task, or one on that row; return None if it is full."""
+        if row is None:
+            row = self.best(shape)
         if row is None:
             return None
         devices = self._choose_devices(self.nodes, row, shape)
@@ -130,12 +132,16 @@ class Space:
     def take(self, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
         """Book a task on a given place."""
         capacity.take(self.nodes, row, shape, devices)
-        self._changed.append(row)
+        self._note(row)
 
     def give(self, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
         """Undo `take`."""
         capacity.give(self.nodes, row, shape, devices)
+        self._note(row)
+
+    def _note(self, row: int) -> None:
         self._changed.append(row)
+        self.version[row] += 1
 
     def lower_to(self, other: "Space", rows: set[int]) -> None:
         """Offer on these rows at most what the other books offer."""
@@ -151,7 +157,7 @@ class Space:
                 out=mine.device_memory_free[row],
             )
             capacity.count_devices(mine, row)
-            self._changed.append(row)
+            self._note(row)
 
     def _scores(self, shape: Shape) -> FloatColumn:
         known = self._candidates.get(shape)

@@ -7,7 +7,7 @@ the caller tries them on the books of a draft.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,16 +39,8 @@ class Holdings:
 
     def ordered(self, rank: Rows, cost: FloatColumn) -> "Holdings":
         """Return the table sorted by node, then by `rank` of the job, with its `cost`."""
-        order = np.lexsort((rank[self.row], self.node))
-        part = self.share[order]
-        of_job = cost[self.row[order]]
-        return Holdings(
-            row=self.row[order],
-            node=self.node[order],
-            amount=self.amount[order],
-            cost=of_job,
-            share=part,
-        )
+        table = self._at(np.lexsort((rank[self.row], self.node)))
+        return replace(table, cost=cost[table.row])
 
     def and_of(self, booked: Sequence[Booked]) -> "Holdings":
         """Return the table with what a draft has given besides."""
@@ -62,13 +54,15 @@ class Holdings:
 
     def of(self, is_meant: BoolColumn) -> "Holdings":
         """Return the holdings of those job rows."""
-        kept = is_meant[self.row]
+        return self._at(np.flatnonzero(is_meant[self.row]))
+
+    def _at(self, rows: Rows) -> "Holdings":
         return Holdings(
-            row=self.row[kept],
-            node=self.node[kept],
-            amount=self.amount[kept],
-            cost=self.cost[kept],
-            share=self.share[kept],
+            row=self.row[rows],
+            node=self.node[rows],
+            amount=self.amount[rows],
+            cost=self.cost[rows],
+            share=self.share[rows],
         )
 
 
@@ -114,7 +108,7 @@ def _merged(row: Rows, node: Rows, amount: IntColumn, share: FloatColumn) -> Hol
     """Add up the tasks that one job has on one node."""
     order = np.lexsort((row, node))
     row, node, amount, share = row[order], node[order], amount[order], share[order]
-    is_first = _starts(node) | _starts(row)
+    is_first = run_starts(node) | run_starts(row)
     starts = np.flatnonzero(is_first)
     if len(starts) and len(starts) < len(row):
         amount = np.add.reduceat(amount, starts, axis=0)
@@ -123,7 +117,7 @@ def _merged(row: Rows, node: Rows, amount: IntColumn, share: FloatColumn) -> Hol
     return Holdings(row=row, node=node, amount=amount, cost=np.zeros(len(row)), share=share)
 
 
-def _starts(column: Rows) -> BoolColumn:
+def run_starts(column: Rows) -> BoolColumn:
     """Return where a run of equal values begins."""
     begins = np.ones(len(column), np.bool_)
     begins[1:] = column[1:] != column[:-1]
@@ -161,16 +155,16 @@ def exodus(held: Holdings, space: Space, shape: Shape, n_wanted: int) -> Exodus 
     could = space.could_take(shape)
     kept = could[held.node]
     row, node, cost = held.row[kept], held.node[kept], (held.cost * held.share)[kept]
-    free = _free_of(space)
-    n_free = np.where(could, _copies(free, shape), 0)
+    free = free_of(space)
+    n_free = np.where(could, copies_of(free, shape), 0)
     if not len(row):
         return Exodus([], 0) if int(n_free.sum()) >= n_wanted else None
-    begins = _starts(node)
+    begins = run_starts(node)
     start = np.maximum.accumulate(np.where(begins, np.arange(len(node)), 0))
     amount = held.amount[kept]
     gone = np.cumsum(amount, axis=0)
     gone -= gone[start] - amount[start]
-    copies = _copies(free[node] + gone, shape)
+    copies = copies_of(free[node] + gone, shape)
     before = np.where(begins, n_free[node], np.roll(copies, 1))
     gain = copies - before
     if int(n_free.sum() + gain.sum()) < n_wanted:
@@ -197,7 +191,7 @@ def _cheapest(
     """Rank gains, given by node, by price per task; return how many of them are needed."""
     if not len(gain):
         return node, 0
-    begins = _starts(node)
+    begins = run_starts(node)
     price = (spent - np.where(begins, 0.0, np.roll(spent, 1))) / gain
     # On one node the second task cannot be had before the first.
     base = np.cumsum(begins) * (float(price.max()) + 1.0)
@@ -211,33 +205,67 @@ def _cheapest(
     return rank, min(n_items, len(gain))
 
 
-def least_cost(held: Holdings, space: Space, shape: Shape) -> tuple[Rows, FloatColumn]:
-    """Return the nodes where one task could fit, cheapest first, and what it costs at least.
+def most_tasks(held: Holdings, space: Space, shape: Shape) -> int:
+    """Return how many such tasks would fit without any of the holders, at the very most."""
+    free = free_of(space)
+    for column in range(AMOUNTS):
+        gone = np.bincount(held.node, held.amount[:, column], len(free))
+        free[:, column] += gone.astype(np.int64)
+    return int(np.where(space.could_take(shape), copies_of(free, shape), 0).sum())
 
-    The bound relaxes holders to any part of them, resource by resource.
+
+def least_costs(
+    held: Holdings, space: Space, shape: Shape, cost: FloatColumn
+) -> tuple[Rows, FloatColumn]:
+    """Return where one task might fit, and by the jobs' costs what that costs at least.
+
+    On nodes where it does not fit now. The bound lets holders go in parts, the cheapest for
+    each resource first, but one of them at least as a whole.
     """
     kept = space.could_take(shape)[held.node]
-    node, cost, amount = held.node[kept], held.cost[kept], held.amount[kept]
-    starts = np.flatnonzero(_starts(node))
+    node = held.node[kept]
+    starts = np.flatnonzero(run_starts(node))
     if not len(starts):
         return starts, np.zeros(0)
-    lacking = np.maximum(np.array(_asks(shape)) - _free_of(space)[node[starts]], 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        price = np.where(amount > 0, cost[:, None] / amount, np.inf)
-        at_least = np.where(lacking > 0, lacking * np.minimum.reduceat(price, starts), 0.0)
-    bound = np.maximum(at_least.max(axis=1), np.minimum.reduceat(cost, starts))
-    order = np.argsort(bound, kind="stable")
-    order = order[np.isfinite(bound[order])]
-    return node[starts[order]], bound[order]
+    nodes, bounds = node[starts], np.minimum.reduceat(cost[held.row[kept]], starts)
+    free = free_of(space)
+    for column, ask in enumerate(_asks(shape)):
+        lacking = ask - free[nodes, column]
+        if (lacking > 0).any():
+            bounds = np.maximum(bounds, _parts(held, cost, nodes, lacking, column=column))
+    can = np.isfinite(bounds)
+    return nodes[can], bounds[can]
 
 
-def _free_of(space: Space) -> IntColumn:
+def _parts(
+    held: Holdings, cost: FloatColumn, nodes: Rows, lacking: IntColumn, *, column: int
+) -> FloatColumn:
+    """Return what the cheapest parts cost that free so much of a resource on each node."""
+    kept = np.isin(held.node, nodes) & (held.amount[:, column] > 0)
+    node, amount, whole = held.node[kept], held.amount[kept, column], cost[held.row[kept]]
+    price = whole / amount
+    order = np.lexsort((price, node))
+    node, amount, price = node[order], amount[order], price[order]
+    lack = np.zeros(int(nodes.max(initial=0)) + 1, np.int64)
+    lack[nodes] = np.maximum(lacking, 0)
+    begins = np.flatnonzero(run_starts(node))
+    total = np.cumsum(amount)
+    start = np.repeat(begins, np.diff(np.append(begins, len(node))))
+    before = total - amount - (total[start] - amount[start])
+    used = np.clip(lack[node] - before, 0, amount)
+    spent = np.bincount(node, used * price, len(lack))
+    freed = np.bincount(node, used, len(lack))
+    return np.where(freed[nodes] >= lack[nodes], spent[nodes], np.inf)
+
+
+def free_of(space: Space) -> IntColumn:
+    """Return what each node has free, in the columns of `Holdings.amount`."""
     nodes = space.nodes
     gpu_milli = nodes.device_free.sum(axis=1)
     return np.column_stack([nodes.free[:, CPU], nodes.free[:, MEMORY], gpu_milli])
 
 
-def _copies(free: IntColumn, shape: Shape) -> IntColumn:
+def copies_of(free: IntColumn, shape: Shape) -> IntColumn:
     """Return how many such tasks go into what is free, at the very most."""
     copies = np.full(len(free), 1 << 40)
     for column, ask in enumerate(_asks(shape)):
