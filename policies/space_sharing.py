@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse  # type: ignore[import-untyped]
 
 from policies.linear_program import Array, LinearProgram, Rows, Solution, Status, classes_of
+from policies.makespan import min_makespan_shares
 from policies.max_min_fairness import max_min_shares
 from policies.shares import Shares, earned_by_jobs, equal_share, jobs_within, types_within
 
@@ -96,30 +97,101 @@ def max_min_pair_shares(
 
     The time limit is for each of the programs solved. Out of time, the shares without pairs.
     """
-    jobs = classes_of(profile, weights)
+    gpus, alone = profiles.gpus[profile], _equal_speeds(profiles, profile, capacity)
+    shares = _pair_shares(
+        profiles,
+        profile,
+        slope=weights * alone / gpus,
+        capacity=capacity,
+        time_limit_s=time_limit_s,
+        at_once=at_once,
+    )
+    if isinstance(shares, PairShares):
+        return shares
+    return _no_pairs(
+        max_min_shares(profiles.alone[profile], gpus, weights=weights, capacity=capacity),
+        shares,
+    )
+
+
+def min_makespan_pair_shares(
+    profiles: Profiles,
+    profile: Rows,
+    *,
+    remaining_steps: Array,
+    capacity: Array,
+    time_limit_s: float | None = None,
+    at_once: int = PAIRS_AT_ONCE,
+) -> PairShares:
+    """Minimise the makespan, as `min_makespan_shares`, where jobs may share GPUs in pairs."""
+    shares = _pair_shares(
+        profiles,
+        profile,
+        slope=remaining_steps,
+        capacity=capacity,
+        time_limit_s=time_limit_s,
+        at_once=at_once,
+    )
+    if isinstance(shares, PairShares):
+        level, prices = shares.alone.value, shares.alone.prices
+        return replace(
+            shares, alone=replace(shares.alone, value=1 / level, prices=-prices / level**2)
+        )
+    return _no_pairs(
+        min_makespan_shares(
+            profiles.alone[profile],
+            profiles.gpus[profile],
+            remaining_steps=remaining_steps,
+            capacity=capacity,
+        ),
+        shares,
+    )
+
+
+def _equal_speeds(profiles: Profiles, profile: Rows, capacity: Array) -> Array:
+    mix = equal_share(profiles.gpus[profile], capacity)
+    speeds: Array = (profiles.alone * mix).sum(axis=1)[profile]
+    return speeds
+
+
+def _pair_shares(
+    profiles: Profiles,
+    profile: Rows,
+    *,
+    slope: Array,
+    capacity: Array,
+    time_limit_s: float | None,
+    at_once: int,
+) -> PairShares | Status:
+    """Find the largest level with speeds of at least slope * level, or tell why not."""
+    unit = _equal_speeds(profiles, profile, capacity)
+    counts = (slope > 0) & (unit > 0)
+    if not counts.any():
+        return Status.OPTIMAL
+    # Jobs that run nowhere or need nothing are left out: in units of 1 with slope 0.
+    unit = np.where(unit > 0, unit, 1.0)
+    jobs = classes_of(profile, np.where(counts, slope / unit, 0.0))
     of_group = profile[jobs.first]
-    speeds, gpus = profiles.alone[of_group], profiles.gpus[of_group]
-    alone = (speeds * equal_share(profiles.gpus[profile], capacity)).sum(axis=1)
     groups = _Groups(
         profile=of_group,
-        gpus=gpus,
-        speeds=speeds / alone[:, None],
-        slope=weights[jobs.first] / gpus,
+        gpus=profiles.gpus[of_group],
+        speeds=profiles.alone[of_group] / unit[jobs.first, None],
+        slope=np.where(counts, slope / unit, 0.0)[jobs.first],
         copies=jobs.copies,
         capacity=capacity,
     )
-    pairs = _worthwhile(profiles, groups, alone)
+    pairs = _worthwhile(profiles, groups, unit[jobs.first])
     solution, chosen = _solve(groups, pairs, at_once, time_limit_s)
     if solution.status is not Status.OPTIMAL:
-        return _without_pairs(profiles, profile, weights, capacity, solution.status)
+        return solution.status
     return _of_jobs(groups, chosen, solution, jobs.of_row)
 
 
-def _worthwhile(profiles: Profiles, groups: _Groups, alone: Array) -> _Pairs:
+def _worthwhile(profiles: Profiles, groups: _Groups, unit: Array) -> _Pairs:
     """List the pairs that do better than taking turns on the same GPUs."""
     profile = groups.profile
     found = []
-    for kind in np.flatnonzero(groups.capacity > 0):
+    for kind in range(len(groups.capacity)):
         beside, single = profiles.beside[:, :, kind], profiles.alone[:, kind]
         part = np.divide(
             beside, single[:, None], out=np.zeros_like(beside), where=single[:, None] > 0
@@ -133,8 +205,8 @@ def _worthwhile(profiles: Profiles, groups: _Groups, alone: Array) -> _Pairs:
                 a,
                 b,
                 np.full(len(a), kind),
-                beside[profile[a], profile[b]] / alone[a],
-                beside[profile[b], profile[a]] / alone[b],
+                beside[profile[a], profile[b]] / unit[a],
+                beside[profile[b], profile[a]] / unit[b],
             )
         )
     a, b, kinds, speed_a, speed_b = (np.concatenate(c) for c in zip(*found, strict=True))
@@ -296,23 +368,10 @@ def _matching(a: Rows, b: Rows) -> tuple[Rows, Rows, Array]:
     return a[(middle * len(a)).astype(int)], b[(middle * len(b)).astype(int)], part
 
 
-def _without_pairs(
-    profiles: Profiles, profile: Rows, weights: Array, capacity: Array, status: Status
-) -> PairShares:
-    shares = max_min_shares(
-        profiles.alone[profile],
-        profiles.gpus[profile],
-        weights=weights,
-        capacity=capacity,
-    )
+def _no_pairs(shares: Shares, status: Status) -> PairShares:
     nobody = np.zeros(0, np.intp)
     return PairShares(
-        alone=Shares(
-            fractions=shares.fractions,
-            value=shares.value,
-            status=status,
-            prices=shares.prices,
-        ),
+        alone=replace(shares, status=status),
         first=nobody,
         second=nobody,
         gpu_type=nobody,

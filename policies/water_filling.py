@@ -19,7 +19,7 @@ from policies.linear_program import Array, Flags, Status, classes_of
 from policies.shares import Shares, equal_share
 
 REACHED = 1 - 1e-8
-"""The part of all requirements that counts as all of them."""
+"""The part of all requirements that counts as all: levels are exact but for that much less."""
 PRICED = 1e-5
 """The part of all prices from which a type counts as priced. Too high costs a round only."""
 MAX_CUTS = 60

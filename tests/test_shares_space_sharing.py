@@ -8,7 +8,12 @@ from shares_testing import optimum
 from policies.linear_program import Status
 from policies.max_min_fairness import max_min_shares
 from policies.shares import equal_share
-from policies.space_sharing import PairShares, Profiles, max_min_pair_shares
+from policies.space_sharing import (
+    PairShares,
+    Profiles,
+    max_min_pair_shares,
+    min_makespan_pair_shares,
+)
 
 
 def random_profiles(seed: int, n_profiles: int = 4, n_types: int = 2) -> Profiles:
@@ -135,6 +140,49 @@ def test_pairs_that_come_in_by_price_reach_the_optimum_of_all_pairs(seed):
     at_once = max_min_pair_shares(profiles, profile, **ask)
     by_price = max_min_pair_shares(profiles, profile, at_once=20, **ask)
     assert by_price.alone.value == pytest.approx(at_once.alone.value, rel=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_makespan_with_pairs_is_a_level_of_steps(seed):
+    """Max-min with weight steps * gpus / equal speed is the same program, by definition."""
+    profiles = random_profiles(seed)
+    draw = np.random.default_rng(seed)
+    profile, steps = draw.integers(0, 4, 12), draw.uniform(10, 100, 12)
+    capacity = draw.uniform(0.5, 2.5, 2)
+    gpus = profiles.gpus[profile]
+    alone = profiles.alone[profile] @ equal_share(gpus, capacity)
+    level = max_min_pair_shares(
+        profiles, profile, weights=steps * gpus / alone, capacity=capacity
+    )
+    makespan = min_makespan_pair_shares(
+        profiles, profile, remaining_steps=steps, capacity=capacity
+    )
+    assert makespan.alone.value == pytest.approx(1 / level.alone.value)
+    assert_within_limits(profiles, profile, capacity, makespan)
+    p, q, k = profile[makespan.first], profile[makespan.second], makespan.gpu_type
+    got = (profiles.alone[profile] * makespan.alone.fractions).sum(axis=1)
+    got += per_job(makespan, 12, profiles.beside[p, q, k], profiles.beside[q, p, k])
+    assert (steps / got).max() == pytest.approx(makespan.alone.value, rel=1e-6)
+
+
+def test_nobody_to_pair():
+    profiles = random_profiles(0)
+    nobody = np.zeros(0, int)
+    shares = max_min_pair_shares(profiles, nobody, weights=np.zeros(0), capacity=np.ones(2))
+    assert shares.alone.status is Status.OPTIMAL
+    assert shares.alone.fractions.shape == (0, 2)
+
+
+def test_who_runs_nowhere_holds_no_pair_back():
+    profiles = Profiles(
+        gpus=np.ones(3),
+        alone=np.array([[2.0], [4.0], [0.0]]),
+        beside=np.array([[[0.0], [1.8], [0.0]], [[3.6], [0.0], [0.0]], [[0.0], [0.0], [0.0]]]),
+    )
+    shares = max_min_pair_shares(
+        profiles, np.arange(3), weights=np.ones(3), capacity=np.ones(1)
+    )
+    assert shares.alone.value == pytest.approx(0.9 * 3)
 
 
 def test_out_of_time_jobs_stay_alone():

@@ -97,11 +97,7 @@ def test_the_least_level_is_that_of_max_min_fairness(seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_nobody_of_equal_size_and_weight_envies_another(seed):
-    """Proved for equal claims: with another's time a job would not be faster.
-
-    Holds where all jobs rank the types alike; drawn as one type here, where any envy would be
-    a higher fraction of it.
-    """
+    """On one type, what a job envies is a larger fraction of it."""
     cluster = random_cluster(seed, n_types=1, gpu_counts=(2,), load=3.0)
     cluster = replace(cluster, weights=np.ones(12))
     fractions = solve(cluster).fractions[:, 0]
