@@ -45,15 +45,17 @@ def water_filling_shares(
         levels=np.zeros(len(slope)),
         reached=least.level,
     )
-    level = least
-    for _ in range(len(capacity)):
-        if water.frozen.all() or level.status is not Status.OPTIMAL:
+    best = last = least
+    # A round per type, and as many again for prices too small to tell from none.
+    for _ in range(2 * len(capacity)):
+        if water.frozen.all() or last.status is not Status.OPTIMAL:
             break
-        level = water.rise(speeds)
+        last = water.rise(speeds)
+        best = last if last.status is Status.OPTIMAL else best
     return Shares(
-        fractions=level.fractions[jobs.of_row],
+        fractions=best.fractions[jobs.of_row],
         value=least.level,
-        status=level.status,
+        status=last.status,
         prices=least.prices,
     )
 

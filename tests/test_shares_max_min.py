@@ -17,9 +17,9 @@ from shares_testing import (
 )
 
 from policies.level_program import largest_level
-from policies.linear_program import Status
+from policies.linear_program import LinearProgram, Status
 from policies.max_min_fairness import max_min_shares, max_min_shares_blind
-from policies.shares import Shares
+from policies.shares import Shares, earned_by_jobs, jobs_within, types_within
 
 SEEDS = range(8)
 
@@ -220,6 +220,52 @@ def test_a_type_without_gpus_is_not_used():
     shares = solve(cluster)
     assert (shares.fractions[:, 0] == 0).all()
     np.testing.assert_allclose(shares.fractions[:, 1], [0.5, 0.5], atol=1e-7)
+
+
+def rough_program(seed: int) -> tuple[Cluster, np.ndarray, np.ndarray]:
+    """Draw what is hard to solve: ties, extremes, types not usable, jobs of fixed needs."""
+    draw = np.random.default_rng(seed)
+    n_jobs, n_types = int(draw.choice([1, 2, 5, 20, 60])), int(draw.choice([1, 2, 3, 6]))
+    throughputs = np.exp(draw.normal(0, draw.choice([0.1, 1, 2.5]), (n_jobs, n_types)))
+    if draw.random() < 0.5:
+        throughputs *= draw.random((n_jobs, n_types)) > 0.4
+    if draw.random() < 0.3:
+        throughputs = np.round(throughputs)
+    throughputs[throughputs.sum(axis=1) == 0, 0] = 1
+    gpus = draw.choice([1.0, 2, 4, 8], n_jobs)
+    room = draw.uniform(0.1, 2, n_types) * gpus.sum() * draw.choice([0.05, 0.3, 1, 4])
+    slope = np.exp(draw.normal(0, 1, n_jobs))
+    slope[(draw.random(n_jobs) < 0.3) & (np.arange(n_jobs) > 0)] = 0
+    cluster = Cluster(
+        throughputs=throughputs,
+        gpus=gpus,
+        weights=np.ones(n_jobs),
+        capacity=np.ceil(room / n_types),
+    )
+    base = np.where(draw.random(n_jobs) < 0.5, 0.02 * throughputs.max(axis=1), 0.0)
+    return cluster, slope, base
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_rough_level_programs_as_highs_solves_them(seed):
+    cluster, slope, base = rough_program(seed)
+    n_jobs, n_types = cluster.throughputs.shape
+    lp = LinearProgram(x=n_jobs * n_types, t=1)
+    lp.bound("t", lower=-np.inf)
+    earned = earned_by_jobs(cluster.throughputs)
+    lp.at_least({"x": earned, "t": -slope[:, None]}, base)
+    lp.at_most({"x": jobs_within(n_jobs, n_types)}, 1.0)
+    lp.at_most({"x": types_within(cluster.gpus, n_types)}, cluster.capacity)
+    expected = lp.maximize("t")
+    level = largest_level(
+        cluster.throughputs, cluster.gpus, capacity=cluster.capacity, slope=slope, base=base
+    )
+    assert level.status is expected.status
+    if expected.found:
+        assert level.level == pytest.approx(expected.value, rel=1e-7)
+        got = (cluster.throughputs * level.fractions).sum(axis=1)
+        assert (got >= (base + slope * level.level) * (1 - 1e-6) - 1e-9).all()
+        assert_within_limits(cluster, level.fractions)
 
 
 def test_requirements_beyond_the_cluster_are_told_as_a_status():
