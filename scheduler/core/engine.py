@@ -28,7 +28,7 @@ from scheduler.core.model import (
     TaskId,
     TaskPhase,
 )
-from scheduler.core.observers import OBSERVERS, Refused, is_ended
+from scheduler.core.observers import OBSERVERS
 from scheduler.core.plan import (
     Accepted,
     Eviction,
@@ -38,8 +38,10 @@ from scheduler.core.plan import (
     Start,
 )
 from scheduler.core.records import JobRecord, NodeView
+from scheduler.core.refusals import Refused
 from scheduler.core.snapshot import Snapshot
 from scheduler.core.state import ClusterState
+from scheduler.core.submissions import is_ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

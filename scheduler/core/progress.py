@@ -1,0 +1,154 @@
+"""What becomes of plans and tasks: committed, started, ended, saved, and forgotten."""
+
+from scheduler.core import events
+from scheduler.core.lifecycle import Changes, Lifecycle
+from scheduler.core.model import (
+    JobKind,
+    JobPhase,
+    StopCause,
+    Task,
+    TaskId,
+    TaskPhase,
+)
+from scheduler.core.plan import Placement, Refusal
+from scheduler.core.records import JobRecord
+from scheduler.core.refusals import Refused
+from scheduler.core.state import ClusterState
+
+
+def plan_committed(
+    state: ClusterState, life: Lifecycle, changes: Changes, event: events.PlanCommitted
+) -> None:
+    """Do what of a plan still holds."""
+    for eviction in event.evictions:
+        record = state.records.get(eviction.job_id)
+        if record is None or record.phase is not JobPhase.RUNNING:
+            continue
+        if eviction.cause is StopCause.TIME_LIMIT and not state.is_overdue(record, event.at_s):
+            continue
+        live = [record.tasks[t] for t in eviction.tasks if t in record.tasks]
+        asked = [t for t in live if t.phase in {TaskPhase.BOUND, TaskPhase.RUNNING}]
+        if asked:
+            life.evict(record, asked, eviction.cause, eviction.detail)
+    for placement in event.placements:
+        record = state.records.get(placement.job_id)
+        tasks = None if record is None else _verified(state, record, placement, event.at_s)
+        if record is None or tasks is None:
+            changes.stale.append(placement.job_id)
+        else:
+            life.start(record, tasks)
+
+
+def _verified(
+    state: ClusterState, record: JobRecord, placement: Placement, at_s: float
+) -> list[Task] | None:
+    """Return the tasks of a placement if it still holds as a whole, else None."""
+    if not _is_wanted(state, record, placement):
+        return None
+    tasks = [
+        Task(
+            id=bind.task,
+            node=bind.node,
+            rank=bind.rank,
+            world_size=placement.world_size,
+            devices=bind.devices,
+            bound_at_s=at_s,
+        )
+        for bind in placement.binds
+    ]
+    return tasks if state.fit_together(record, tasks) else None
+
+
+def _is_wanted(state: ClusterState, record: JobRecord, placement: Placement) -> bool:
+    members = [(b.task.role, b.task.index) for b in placement.binds]
+    attempt = record.attempt + 1
+    if len(set(members)) < len(members) or any(
+        b.task.attempt != attempt or b.task.job != record.id for b in placement.binds
+    ):
+        return False
+    roles = {role.name: role for role in record.job.spec.roles}
+    if any(r not in roles or not 0 <= i < roles[r].count for r, i in members):
+        return False
+    if record.phase is JobPhase.PENDING:
+        bound = {name: sum(r == name for r, _ in members) for name in roles}
+        return not state.n_unmet.get(record.id) and all(
+            bound[name] >= role.min_count for name, role in roles.items()
+        )
+    is_service = record.job.spec.kind is JobKind.INFERENCE
+    live = {(t.id.role, t.id.index) for t in record.live_tasks()}
+    return is_service and record.phase is JobPhase.RUNNING and not live & set(members)
+
+
+def _task_of(
+    state: ClusterState, changes: Changes, task_id: TaskId
+) -> tuple[JobRecord, Task] | None:
+    """Return the record and the live task, or None for a repeat of what is over."""
+    record = state.records.get(task_id.job)
+    if record is None and task_id.job not in state.outcomes:
+        raise Refused(Refusal.NOT_FOUND, f"there is no job {task_id.job!r}", "task")
+    if record is not None:
+        task = record.tasks.get(task_id)
+        if task is not None and not task.phase.is_final:
+            return record, task
+        if task is None and task_id.attempt > record.attempt:
+            raise Refused(Refusal.NOT_FOUND, f"task {task_id} was never bound", "task")
+    changes.is_repeat = True
+    return None
+
+
+def task_started(
+    state: ClusterState, life: Lifecycle, changes: Changes, event: events.TaskStarted
+) -> None:
+    """Note that a task runs."""
+    found = _task_of(state, changes, event.task)
+    if found is None:
+        return
+    record, task = found
+    if task.phase is TaskPhase.BOUND:
+        life.task_started(record, task)
+    else:
+        changes.is_repeat = True
+
+
+def task_ended(
+    state: ClusterState, life: Lifecycle, changes: Changes, event: events.TaskEnded
+) -> None:
+    """Note that a task is gone."""
+    found = _task_of(state, changes, event.task)
+    if found is not None:
+        record, task = found
+        life.task_ended(
+            record,
+            task,
+            exit_code=event.exit_code,
+            signal=event.signal,
+            is_lost=event.is_lost,
+            reason=event.reason,
+        )
+
+
+def task_checkpointed(
+    state: ClusterState, life: Lifecycle, changes: Changes, event: events.TaskCheckpointed
+) -> None:
+    """Note that the work of a job so far is safe."""
+    found = _task_of(state, changes, event.task)
+    if found is not None:
+        record, _ = found
+        record.checkpoint_at_s = max(record.checkpoint_at_s, event.at_s)
+        life.publish(record)
+
+
+def retention_passed(
+    state: ClusterState, life: Lifecycle, changes: Changes, event: events.RetentionPassed
+) -> None:
+    """Forget jobs that ended long ago, and their request ids."""
+    state.outcomes = {
+        job_id: outcome
+        for job_id, outcome in state.outcomes.items()
+        if outcome.n_ended < outcome.n_elements or outcome.ended_at_s >= event.before_s
+    }
+    state.requests = {
+        key: request
+        for key, request in state.requests.items()
+        if request.job_id in state.outcomes
+    }
