@@ -188,7 +188,10 @@ class Space:
         fits &= known.allowed[rows]
         if shape.gpu_milli:
             fits &= self._has_fraction(shape, rows)
-        known.score[rows] = np.where(fits, self._score(self.nodes, shape, rows), NO)
+        known.score[rows] = NO
+        fitting = rows[fits]
+        if len(fitting):
+            known.score[fitting] = self._score(self.nodes, shape, fitting)
 
     def _has_fraction(self, shape: Shape, rows: Rows) -> BoolColumn:
         """Return where one device has both the fraction and the memory that goes with it."""
