@@ -141,51 +141,54 @@ class _Fragments:
     def amount(self, nodes: NodeColumns, rows: Rows) -> Scores:
         """Return F of each row, in thousandths of a GPU."""
         left = nodes.device_free[rows]
-        level = self._level(nodes, rows, nodes.free[rows, CPU])
-        usable = self._shared(level[:, None], left).sum(axis=1)
-        usable += self._whole(level, nodes.free[rows, GPUS])
+        [level] = self._levels(nodes, rows, 0)
+        usable = self._of_devices(level[:, None], left).sum(axis=1)
+        usable += self._of_whole(level, nodes.free[rows, GPUS])
         amount: Scores = left.sum(axis=1) - usable
         return amount
 
     def gains(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
         """Return F before less F after, per row, and per device for fractional shapes."""
-        left = nodes.device_free[rows]
-        cpu, n_whole = nodes.free[rows, CPU], nodes.free[rows, GPUS]
-        before = self._level(nodes, rows, cpu)
-        after = self._level(nodes, rows, cpu - shape.cpu_milli)
-        shared = self._shared(after[:, None], left)
-        usable = shared.sum(axis=1) - self._shared(before[:, None], left).sum(axis=1)
-        usable -= self._whole(before, n_whole)
+        left, n_whole = nodes.device_free[rows], nodes.free[rows, GPUS]
+        before, after = self._levels(nodes, rows, 0, shape.cpu_milli)
+        on_devices = self._of_devices(after[:, None], left)
+        usable = (on_devices - self._of_devices(before[:, None], left)).sum(axis=1)
+        usable += shape.total_gpu_milli - self._of_whole(before, n_whole)
         if not shape.gpu_milli:
             if shape.gpus:
-                usable -= shape.gpus * self._shared(after, np.full(len(rows), MILLI))
-            usable += self._whole(after, np.maximum(n_whole - shape.gpus, 0))
-            gains: Scores = usable + shape.total_gpu_milli
-            return gains
+                usable -= shape.gpus * self._of_devices(after, np.array(MILLI))
+            free: Scores = usable + self._of_whole(after, np.maximum(n_whole - shape.gpus, 0))
+            return free
         then = left - shape.gpu_milli
-        change = self._shared(after[:, None], then) - shared
-        n_then = n_whole[:, None] - (left == MILLI)
-        change += self._whole(after[:, None], n_then)
-        change += (usable + shape.gpu_milli)[:, None]
-        return np.where(then >= 0, change, -np.inf)
+        gains = self._of_devices(after[:, None], then)
+        gains -= on_devices
+        gains += self._of_whole(after[:, None], n_whole[:, None] - (left == MILLI))
+        gains += usable[:, None]
+        return np.where(then < 0, -np.inf, gains)
 
-    def _level(self, nodes: NodeColumns, rows: Rows, cpu_milli: Ints) -> Ints:
-        """Return the tables' row of each node: its type, and which shapes its CPUs suffice."""
+    def _levels(self, nodes: NodeColumns, rows: Rows, *less_cpu_milli: int) -> list[Ints]:
+        """Return the tables' row of each node, with so much less CPU.
+
+        There is one for each type of node and each set of shapes for which the CPUs suffice.
+        """
         kinds = self._types.of_kinds(nodes)
         if len(self._types.patterns) > self._n_known:
             self._build()
-        level = np.searchsorted(self._cpu_levels, cpu_milli, side="right")
-        return level + kinds[nodes.kind[rows]] * (len(self._cpu_levels) + 1)
+        cpu_milli, levels = nodes.free[rows, CPU], self._cpu_levels
+        first = kinds[nodes.kind[rows]] * (len(levels) + 1)
+        return [
+            first + levels.searchsorted(cpu_milli - less, "right") for less in less_cpu_milli
+        ]
 
-    def _shared(self, level: Ints, left: Ints) -> Scores:
-        # A fraction that a device lacks gives a negative index: some number, never used.
-        shared: Scores = self._by_device.take(level * _WIDTH + left, mode="clip")
-        return shared
+    def _of_devices(self, level: Ints, left: Ints) -> Scores:
+        # A fraction that a device lacks gives an index out of its row: some number, never used.
+        usable: Scores = self._by_device.take(level * _WIDTH + left, mode="clip")
+        return usable
 
-    def _whole(self, level: Ints, n_whole: Ints) -> Scores:
+    def _of_whole(self, level: Ints, n_whole: Ints) -> Scores:
         n_whole = np.minimum(n_whole, LARGEST_NODE_GPUS)
-        whole: Scores = self._by_whole.take(level * (LARGEST_NODE_GPUS + 1) + n_whole)
-        return whole
+        usable: Scores = self._by_whole.take(level * (LARGEST_NODE_GPUS + 1) + n_whole)
+        return usable
 
     def _build(self) -> None:
         """Tabulate, per type and CPU level, what shapes can use of a device and of whole ones.

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.fragmentation import NodeTypes, Scores, Workload
-from policies.linear_program import LinearProgram
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Shape
 from scheduler.core.snapshot import CPU, GPUS, MEMORY, NodeColumns, Rows
@@ -103,8 +102,10 @@ class _Value:
         # Shapes that differ only in where they may go are one column with a weight per type.
         asked = {_asked(shape): None for shape in workload.shapes}
         column = {asks: index for index, asks in enumerate(asked)}
-        self._column_of = np.array([column[_asked(s)] for s in workload.shapes])
-        cpu_milli, memory_mib, gpu_milli, gpus = np.array(list(asked), np.int64).T
+        self._column_of = np.array([column[_asked(s)] for s in workload.shapes], np.intp)
+        cpu_milli, memory_mib, gpu_milli, gpus = (
+            np.array(list(asked), np.int64).reshape(-1, 4).T
+        )
         self._per_cpu = 1.0 / np.maximum(cpu_milli, 1e-6)
         self._per_memory = 1.0 / np.maximum(memory_mib, 1e-6)
         self._gpu_milli = gpu_milli + MILLI * gpus
@@ -220,6 +221,9 @@ def fraction_prices(workload: Workload) -> tuple[list[int], Scores]:
     proportion to their popularity, by patterns of what one device holds, made as they pay off
     (Gilmore and Gomory, 1961). A fraction that always finds a gap beside others is free.
     """
+    # Solvers take half a second to load, and every policy is listed next to this one.
+    from policies.linear_program import LinearProgram
+
     demand: dict[int, float] = {}
     for shape, popularity in zip(workload.shapes, workload.popularity, strict=True):
         if shape.gpu_milli:

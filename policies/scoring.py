@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Shape
-from scheduler.core.ports import DeviceChoice, NodeScore
+from scheduler.core.ports import ClusterScore, DeviceChoice, NodeScore
 from scheduler.core.snapshot import CPU, FRACTION, GPUS, MEMORY, N_WIDTHS, NodeColumns, Rows
 
 Scores = NDArray[np.float64]
@@ -167,6 +167,12 @@ class Weighted:
 
     parts: tuple[tuple[float, NodeScore], ...]
 
+    @property
+    def sees_other_nodes(self) -> bool:
+        """Whether any part does."""
+        clusterwide = [part for _, part in self.parts if isinstance(part, ClusterScore)]
+        return any(part.sees_other_nodes for part in clusterwide)
+
     def __call__(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
         """Return the weighted sum of the parts."""
         total = np.zeros(len(rows))
@@ -184,7 +190,7 @@ class Weighted:
         return capacity.choose_devices(nodes, row, shape)
 
 
-def weighted(*parts: tuple[float, NodeScore]) -> NodeScore:
+def weighted(*parts: tuple[float, NodeScore]) -> Weighted:
     """Return the weighted sum of scores; their scales are the caller's business."""
     return Weighted(parts=_flat(parts))
 
