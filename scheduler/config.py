@@ -173,7 +173,7 @@ class DaemonConfig(_Section):
     policy: Annotated[str, AfterValidator(_known_policy)] = "priority"
     cycle_s: PositiveFloat = 10.0  # the longest time between two decisions
     debounce_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.01
-    dump_every_events: PositiveInt = 50_000
+    dump_every_events: PositiveInt = 20_000
     nodes: tuple[NodeConfig, ...] = ()  # empty: this machine, as discovered
     local: LocalConfig = LocalConfig()
     limits: LimitsConfig = LimitsConfig()

@@ -1,19 +1,21 @@
 """`lepton journal`: verify, dump and export, beside a running daemon and on damaged files."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from journal_testing import dump_at, event, events
+from journal_testing import dump_at, event, events, job_record, recovered_events
 
 from scheduler.cli.main import LeptonGroup, app
 from scheduler.clock import SystemClock
 from scheduler.core.engine import Engine
 from scheduler.core.events import Event, JobsSubmitted, NodeRegistered, QueuePut
 from scheduler.core.model import JobSpec, Launch, Node, NodeName, Queue, QueueName, Role
-from scheduler.daemon.journal import Journal
+from scheduler.daemon.journal import Journal, JournalCorrupt
+from scheduler.daemon.journal_reading import verify
 from scheduler.daemon.journal_schema import connect_writer
 
 assert LeptonGroup
@@ -165,3 +167,71 @@ async def test_export_recovers_what_is_left_of_a_damaged_journal(
     assert recovered == [1, 2, 3, 4, 8, 9, 10, 11, *range(13, 21)]
     assert "missing: events 5 to 7" in err
     assert "recovered 16 events, up to 20" in err
+
+
+async def test_a_damaged_journal_is_restored_up_to_the_damage_and_kept_aside(
+    tmp_path: Path, journal: Journal, lepton: Lepton
+) -> None:
+    await journal.append(events(1, 12))
+    await journal.write_dump(dump_at(6))
+    stored = asyncio.Event()
+    journal.store_finished([job_record(3), job_record(4), job_record(11)], stored.set)
+    await stored.wait()
+    journal.close()
+    with closing(connect_writer(tmp_path)) as connection:
+        connection.execute("UPDATE events SET payload = x'00' WHERE sequence = 10")
+        connection.execute("UPDATE finished_records SET payload = x'00' WHERE sequence = 3")
+    damaged = (tmp_path / "journal.sqlite").read_bytes()
+    with pytest.raises(JournalCorrupt, match="lepton journal restore"):
+        Journal.open(tmp_path, clock=SystemClock())
+
+    code, out, err = lepton("journal", "restore", tmp_path)
+
+    assert code == 0
+    assert out == (
+        "Restored everything up to event 9, with 1 finished jobs; events 10 to 12 are lost.\n"
+    )
+    assert "1 finished jobs could not be read" in err
+    assert (tmp_path / "journal.damaged-1" / "journal.sqlite").read_bytes() == damaged
+    assert not (tmp_path / "journal.restoring").exists()
+    assert verify(tmp_path).problems == ()
+    assert recovered_events(tmp_path) == (6, events(7, 9))
+
+
+async def test_what_can_be_started_from_is_not_restored(
+    tmp_path: Path, journal: Journal, lepton: Lepton
+) -> None:
+    await journal.append(events(1, 3))
+    code, _, err = lepton("journal", "restore", tmp_path)
+    assert (code, "which is still running" in err) == (1, True)
+    journal.close()
+    code, _, err = lepton("journal", "restore", tmp_path)
+    assert (code, "can be started from as it is" in err) == (1, True)
+    assert not (tmp_path / "journal.damaged-1").exists()
+
+
+async def test_a_journal_of_which_nothing_replays_is_left_alone(
+    tmp_path: Path, journal: Journal, lepton: Lepton
+) -> None:
+    await journal.append(events(1, 5))
+    journal.close()
+    with closing(connect_writer(tmp_path)) as connection:
+        connection.execute("DELETE FROM events WHERE sequence = 1")
+    damaged = (tmp_path / "journal.sqlite").read_bytes()
+    code, _, err = lepton("journal", "restore", tmp_path)
+    assert (code, "neither a dump nor the first event" in err) == (1, True)
+    assert (tmp_path / "journal.sqlite").read_bytes() == damaged
+
+
+async def test_acknowledged_events_that_are_missing_are_given_up_by_restoring(
+    tmp_path: Path, journal: Journal, lepton: Lepton
+) -> None:
+    await journal.append(events(1, 8))
+    journal.close()
+    with closing(connect_writer(tmp_path)) as connection:
+        connection.execute("DELETE FROM events WHERE sequence > 5")
+    with pytest.raises(JournalCorrupt):
+        Journal.open(tmp_path, clock=SystemClock())
+    code, out, _ = lepton("journal", "restore", tmp_path)
+    assert (code, "events 6 to 8 are lost" in out) == (0, True)
+    assert recovered_events(tmp_path) == (0, events(1, 5))

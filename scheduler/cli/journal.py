@@ -1,7 +1,8 @@
 """`lepton journal`: look into a journal's folder, beside a running daemon or without one.
 
-Only reads. `verify` checks everything and exits 1 if anything is wrong, `dump` prints the state
-after an event as JSON, `export` the events as JSON Lines, which the simulator can replay.
+`verify` checks everything and exits 1 if anything is wrong, `dump` prints the state after an
+event as JSON, `export` the events as JSON Lines, which the simulator can replay; these only
+read. `restore` makes a damaged journal one to start from, and keeps the damaged files.
 """
 
 import json
@@ -19,9 +20,10 @@ import typer
 from scheduler.cli.errors import CommandError, ExitCode
 from scheduler.cli.terminal import note, say
 from scheduler.core.engine import Engine
+from scheduler.core.errors import SchedulerError
 from scheduler.core.events import Event
 from scheduler.daemon.event_codec import EVENT_KINDS
-from scheduler.daemon.journal import JournalCorrupt, JournalTooNew
+from scheduler.daemon.journal import JournalTooNew
 from scheduler.daemon.journal_reading import (
     Findings,
     replay_until,
@@ -29,10 +31,12 @@ from scheduler.daemon.journal_reading import (
     stored_history,
 )
 from scheduler.daemon.journal_reading import verify as examine
+from scheduler.daemon.journal_restoring import Restored
+from scheduler.daemon.journal_restoring import restore as restore_journal
 
 app = typer.Typer(
     name="journal",
-    help="Verify, dump or export a journal.",
+    help="Verify, dump, export or restore a journal.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -120,6 +124,35 @@ def export(
                 say(_line(sequence, event))
 
 
+@app.command()
+def restore(folder: Folder) -> None:
+    """Make a damaged journal one to start from: all up to the first damage.
+
+    What comes after it cannot be replayed and is lost to the daemon; it stays in the damaged
+    files, which are put aside. Stop the daemon first.
+
+    Examples:
+      lepton journal verify /var/lib/lepton
+      lepton journal restore /var/lib/lepton
+    """
+    with _clear_errors():
+        restored = restore_journal(folder)
+    say(_sentence(restored))
+    if restored.n_finished_lost:
+        note(f"{restored.n_finished_lost} finished jobs could not be read and are lost.")
+    note(f"The damaged files are in {restored.damaged}.")
+
+
+def _sentence(restored: Restored) -> str:
+    last, lost_until = restored.last_sequence, restored.lost_until
+    kept = f"Restored everything up to event {last}, with {restored.n_finished} finished jobs"
+    return (
+        f"{kept}; events {last + 1} to {lost_until} are lost."
+        if lost_until > last
+        else (f"{kept}; nothing is lost.")
+    )
+
+
 def _examine(folder: Path) -> Findings:
     try:
         return examine(folder)
@@ -131,7 +164,7 @@ def _examine(folder: Path) -> Findings:
 def _clear_errors() -> Iterator[None]:
     try:
         yield
-    except (JournalCorrupt, JournalTooNew) as error:
+    except (SchedulerError, OSError) as error:
         raise CommandError(str(error)) from error
 
 

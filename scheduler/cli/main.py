@@ -57,7 +57,12 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
     "Daemon": (
         Verb("daemon", "daemon:daemon", "Run the daemon.", is_local=True),
         Verb("config", "config:app", "Check files; print their schemas.", is_local=True),
-        Verb("journal", "journal:app", "Verify, dump or export a journal.", is_local=True),
+        Verb(
+            "journal",
+            "journal:app",
+            "Verify, dump, export or restore a journal.",
+            is_local=True,
+        ),
     ),
 }
 VERBS = {verb.name: verb for verbs in SECTIONS.values() for verb in verbs}

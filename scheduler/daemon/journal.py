@@ -108,7 +108,7 @@ class Journal:
         the disk does not let it; and then holds nothing.
         """
         _make_folder(folder)
-        lock = _lock(folder)
+        lock = lock_folder(folder)
         try:
             replay = _check(folder)
             for warning in replay.warnings:
@@ -200,7 +200,8 @@ def _make_folder(folder: Path) -> None:
     folder.chmod(0o711)
 
 
-def _lock(folder: Path) -> int:
+def lock_folder(folder: Path) -> int:
+    """Own a journal's folder until the descriptor is closed. Raises `JournalLocked`."""
     lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

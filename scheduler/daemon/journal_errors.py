@@ -57,7 +57,8 @@ class JournalCorrupt(SchedulerError):
         )
         super().__init__(
             f"the journal in {folder} is damaged: {damage}; {saved}."
-            " See `lepton journal verify` and `lepton journal export --recover`"
+            " See `lepton journal verify`, `lepton journal export --recover` and"
+            " `lepton journal restore`"
         )
         self.folder = folder
         self.damage = damage

@@ -136,7 +136,7 @@ def read_events(
 def salvage_events(folder: Path) -> Iterator[tuple[int, Event]]:
     """Yield every event that can still be read, passing over those that cannot."""
     with closing(connect_reader(folder)) as connection:
-        for wanted in range(1, _highest_sequence(connection, folder) + 1):
+        for wanted in range(1, highest_sequence(connection, folder) + 1):
             with suppress(*DAMAGED, Unreadable):
                 for sequence, _, kind, payload, crc in _event_rows(
                     connection, wanted - 1, wanted
@@ -181,7 +181,7 @@ def replay_until(folder: Path, until: int | None) -> tuple[Dump | None, list[Eve
 def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
     connection = connect_reader(folder)
     try:
-        _require_current(connection, folder)
+        require_current(connection, folder)
         yield connection
     except DAMAGED as error:
         raise JournalCorrupt(folder, f"it cannot be read: {error}") from error
@@ -199,7 +199,7 @@ def verify(folder: Path) -> Findings:
     try:
         with closing(connect_reader(folder)) as connection:
             facts["schema"] = schema_version(connection, folder)
-            _require_current(connection, folder)
+            require_current(connection, folder)
             connection.execute("BEGIN")
             _check_file(connection, problems)
             _check_events(connection, facts, problems)
@@ -282,7 +282,8 @@ def _newest_readable_dump(
     return None
 
 
-def _require_current(connection: sqlite3.Connection, folder: Path) -> None:
+def require_current(connection: sqlite3.Connection, folder: Path) -> None:
+    """Refuse a file that only a start of the daemon brings to this schema."""
     version = schema_version(connection, folder)
     if version < len(MIGRATIONS):
         raise JournalCorrupt(
@@ -290,7 +291,8 @@ def _require_current(connection: sqlite3.Connection, folder: Path) -> None:
         )
 
 
-def _highest_sequence(connection: sqlite3.Connection, folder: Path) -> int:
+def highest_sequence(connection: sqlite3.Connection, folder: Path) -> int:
+    """Return the highest sequence that anything speaks of."""
     acknowledged = read_mark(folder)
     try:
         (highest,) = connection.execute("SELECT max(sequence) FROM events").fetchone()
