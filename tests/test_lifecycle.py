@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from cluster_testing import Cluster, node_of, role_of
 
+from scheduler.core.cycle import decide
 from scheduler.core.engine import Engine
 from scheduler.core.errors import InvalidInput, InvalidTransition
 from scheduler.core.events import (
@@ -906,6 +907,27 @@ class TestRestart:
         starts = cluster.engine.live_starts()
         assert {start.master_address for start in starts} == {"127.0.0.1"}
         assert [start.task.rank for start in starts] == [0, 1, 2, 3]
+
+
+class TestNothingGrowsForEver:
+    def test_gangs_of_ended_jobs_are_forgotten(self, cluster: Cluster) -> None:
+        cluster.submit("stays", memory_mib=7)
+        for i in range(500):
+            cluster.submit(f"job-{i}", memory_mib=10 + i)
+            if i == 50:
+                cluster.submit("later", memory_mib=8, gpus=9)
+            snapshot = cluster.snapshot()
+            plan = decide(snapshot, cluster.policy)
+            cluster.cancel(f"job-{i}")
+            assert decide(snapshot, cluster.policy) == plan
+        assert len(cluster.snapshot().gangs) < 100
+        assert cluster.cycle().started == ["stays"]
+
+    def test_shapes_of_ended_jobs_are_forgotten(self, cluster: Cluster) -> None:
+        for i in range(2000):
+            cluster.submit(f"job-{i}", cpus=1000 + i, node_labels={"a": str(i)})
+        cluster.cycle()
+        assert len(cluster.snapshot().nodes.fits_statically) <= 1024
 
 
 class TestTransitions:

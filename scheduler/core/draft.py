@@ -29,6 +29,9 @@ from scheduler.core.snapshot import (
 NO = -np.inf
 """The score of a node that does not fit."""
 
+SHAPES_KEPT = 512
+"""Shapes whose scores a space remembers; at 10,000 nodes 45 MiB."""
+
 
 @dataclass(slots=True)
 class _Candidates:
@@ -171,6 +174,8 @@ class Space:
                 score=np.full(len(self.nodes.nodes), NO),
                 n_seen=len(self._changed),
             )
+            if len(self._candidates) == SHAPES_KEPT:
+                del self._candidates[next(iter(self._candidates))]
             self._candidates[shape] = known
             self._refresh(known, np.flatnonzero(known.allowed))
         elif known.n_seen < len(self._changed):

@@ -31,6 +31,9 @@ PHASE_CODE = {phase: code for code, phase in enumerate(JobPhase)}
 
 NEVER_S = np.inf
 
+FITS_KEPT = 1_024
+"""Answers of `static_fit` that are remembered; at 10,000 nodes 10 MiB."""
+
 N_WIDTHS = 10
 """Columns of `NodeColumns.n_by_width`: fractions of a device, then 1, 2, ... 8, 9 or more."""
 
@@ -61,7 +64,7 @@ class NodeColumns:
     kind: IntColumn  # [N] index into `kinds`
     kinds: list[Node]  # one node of each kind: nodes alike but for name and what is free
     # Derived from what rarely changes, remembered across snapshots until it does.
-    fits_statically: dict[Shape, BoolColumn] = field(default_factory=dict)
+    fits_statically: dict[tuple[object, ...], BoolColumn] = field(default_factory=dict)
 
     @classmethod
     def empty(cls) -> Self:
@@ -115,11 +118,21 @@ class NodeColumns:
 
     def static_fit(self, shape: Shape) -> BoolColumn:
         """Return which nodes could ever take the shape: type, labels, taints, device memory."""
-        known = self.fits_statically.get(shape)
+        # All that `misfit` looks at: there are few of these, but shapes without end.
+        key = (
+            shape.gpu_types,
+            shape.node_labels,
+            shape.tolerations,
+            shape.gpu_memory_mib,
+            bool(shape.total_gpu_milli),
+        )
+        known = self.fits_statically.get(key)
         if known is None:
+            if len(self.fits_statically) == FITS_KEPT:
+                self.fits_statically.clear()
             by_kind = [misfit(node, shape) is None for node in self.kinds]
             known = np.array(by_kind, np.bool_)[self.kind]
-            self.fits_statically[shape] = known
+            self.fits_statically[key] = known
         return known
 
     def for_draft(self) -> Self:

@@ -16,6 +16,7 @@ from scheduler.core.dump import OutcomeDump, RequestDump
 from scheduler.core.errors import InvariantError
 from scheduler.core.model import (
     DEFAULT_QUEUE,
+    Job,
     JobId,
     JobKind,
     JobPhase,
@@ -146,11 +147,23 @@ class ClusterState:
         jobs.is_preemptible[row] = job.spec.preemptible
         jobs.checkpoint_interval_s[row] = job.spec.checkpoint_interval_s
         jobs.queue[row] = self.queue_number[job.spec.queue]
+        jobs.gang[row] = self._gang(job)
+
+    def _gang(self, job: Job) -> int:
         gang = gang_of(job)
         number = self._gang_number.setdefault(gang, len(self._gangs))
         if number == len(self._gangs):
             self._gangs.append(gang)
-        jobs.gang[row] = number
+        return number
+
+    def _forget_gangs(self) -> None:
+        """Number the gangs of live jobs anew, once most are of jobs that have ended."""
+        if len(self._gangs) <= 2 * len(self.records) + FIRST_ROWS:
+            return
+        jobs = self._jobs()
+        self._gangs, self._gang_number = [], {}  # snapshots keep the old ones
+        for record in self.records.values():
+            jobs.gang[self._row_of[record.id]] = self._gang(record.job)
 
     def sync(self, record: JobRecord) -> None:
         """Write the record's dynamic state to the table."""
@@ -187,6 +200,7 @@ class ClusterState:
         jobs.tasks[row] = ()
         self._free_rows.append(row)
         del self.records[record.id]
+        self._forget_gangs()
         self.n_unmet.pop(record.id, None)
         self.n_live[record.job.spec.queue] -= 1
         array_id = record.job.array_id
