@@ -31,7 +31,8 @@ from scheduler.client_connection import Connection, Metadata, Tls
 from scheduler.client_errors import ClientError, client_error, code_named
 from scheduler.clock import Clock, SystemClock
 from scheduler.core.model import FINAL_JOB_PHASES, Queue
-from scheduler.daemon.codec_views import JOB_PHASE_TO_WIRE, queue_message
+from scheduler.daemon.codec_queues import queue_message
+from scheduler.daemon.codec_views import JOB_PHASE_TO_WIRE
 from scheduler.wire import cluster_pb2
 
 __all__ = ["Client", "ClientError", "RefusedJob", "SubmittedJobs", "Tls"]

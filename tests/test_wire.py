@@ -22,7 +22,8 @@ from scheduler.core.model import (
     Shape,
     Toleration,
 )
-from scheduler.daemon.codec import fingerprint, queue_from, spec_from
+from scheduler.daemon.codec import fingerprint, spec_from
+from scheduler.daemon.codec_queues import queue_from
 from scheduler.daemon.codec_views import spec_message
 from scheduler.daemon.limits import Limits
 from scheduler.wire import cluster_pb2 as pb

@@ -5,6 +5,7 @@ Reads messages of the wire; yields lines.
 
 from collections.abc import Iterator, Sequence
 
+from scheduler.cli.amounts import amounts_text, borrowed
 from scheduler.cli.job_views import (
     ago_text,
     fields_lines,
@@ -46,6 +47,11 @@ QUEUE_COLUMNS = (
     Column(title="PENDING", is_number=True),
     Column(title="RUNNING", is_number=True),
     Column(title="GPUS", is_number=True),
+    Column(title="WEIGHT", is_number=True, is_wide=True),
+    Column(title="USED", is_wide=True),
+    Column(title="GUARANTEED", is_wide=True),
+    Column(title="LIMIT", is_wide=True),
+    Column(title="BORROWED", is_wide=True),
     Column(title="SUBMITTERS", is_flexible=True),
     Column(title="ADMINS", is_flexible=True),
 )
@@ -141,12 +147,31 @@ def _gpu_row(gpu: pb.Gpu, now_s: float) -> Row:
     )
 
 
-def queues_lines(queues: Sequence[pb.Queue], *, width: int | None) -> list[str]:
-    """Return the table of queues."""
-    return table_lines(QUEUE_COLUMNS, map(_queue_row, queues), width=width)
+def queues_lines(
+    queues: Sequence[pb.Queue], *, width: int | None, is_wide: bool = False
+) -> list[str]:
+    """Return the table of queues: children below their parents, indented."""
+    rows = [_queue_row(queue, depth) for queue, depth in _as_tree(queues)]
+    return table_lines(QUEUE_COLUMNS, rows, width=width, is_wide=is_wide)
 
 
-def _queue_row(queue: pb.Queue) -> Row:
+def _as_tree(queues: Sequence[pb.Queue]) -> list[tuple[pb.Queue, int]]:
+    """Return every queue with its depth, each before what is below it."""
+    names = {queue.name for queue in queues}
+    children: dict[str, list[pb.Queue]] = {}
+    for queue in queues:
+        above = queue.parent if queue.parent in names else ""
+        children.setdefault(above, []).append(queue)
+    found: list[tuple[pb.Queue, int]] = []
+    left = [(queue, 0) for queue in reversed(children.get("", []))]
+    while left:
+        queue, depth = left.pop()
+        found.append((queue, depth))
+        left += [(child, depth + 1) for child in reversed(children.pop(queue.name, []))]
+    return found
+
+
+def _queue_row(queue: pb.Queue, depth: int) -> Row:
     is_open = queue.is_open if queue.HasField("is_open") else True
     is_started = queue.is_started if queue.HasField("is_started") else True
     state = {
@@ -156,11 +181,16 @@ def _queue_row(queue: pb.Queue) -> Row:
         (False, False): Cell("closed,stopped", "red"),
     }[is_open, is_started]
     return (
-        queue.name,
+        "  " * depth + queue.name,
         state,
         str(queue.n_pending),
         str(queue.n_running),
         milli_text(queue.gpu_milli_used),
+        f"{queue.weight if queue.HasField('weight') else 1:g}",
+        amounts_text(queue.used),
+        amounts_text(queue.guaranteed),
+        amounts_text(queue.limit),
+        amounts_text(borrowed(queue.used, queue.guaranteed)),
         ",".join(queue.submitters) or "everybody",
         ",".join(queue.admins),
     )

@@ -1,5 +1,6 @@
 """`lepton queues` and `lepton queue`: where jobs wait, and who may put them there."""
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,15 @@ Name = Annotated[
     typer.Argument(metavar="QUEUE", help="Name of the queue.", autocompletion=complete_queue),
 ]
 
+
+class Preempt(StrEnum):
+    """Whom jobs of a queue may stop, as the option says it."""
+
+    NEVER = "never"
+    IN_QUEUE = "in_queue"
+    ANYWHERE = "anywhere"
+
+
 app = typer.Typer(
     cls=LeptonFamily, no_args_is_help=True, add_completion=False, rich_markup_mode=None
 )
@@ -32,19 +42,21 @@ def queues(ctx: typer.Context) -> None:
 
     Examples:
       lepton queues
+      lepton queues -o wide                  what they use, may use and borrow
       lepton queues -o json | jq '.queues[] | {name, n_pending}'
     """
     import sys
 
     from scheduler.cli.cluster_views import queues_lines
     from scheduler.cli.connection import run
-    from scheduler.cli.output import plain, print_data, print_lines
+    from scheduler.cli.output import Format, plain, print_data, print_lines
     from scheduler.cli.terminal import width_of
 
     settings = Settings.of(ctx)
     found = run(settings, lambda client: client.queues(), what="listing queues")
     if settings.output.is_for_people:
-        print_lines(queues_lines(found, width=width_of(sys.stdout)))
+        is_wide = settings.output is Format.WIDE
+        print_lines(queues_lines(found, width=width_of(sys.stdout), is_wide=is_wide))
     else:
         print_data({"queues": [plain(queue) for queue in found]}, settings.output)
 
@@ -63,6 +75,37 @@ def put(
     is_started: Annotated[
         bool | None, typer.Option("--started/--stopped", help="Whether its jobs may start.")
     ] = None,
+    parent: Annotated[
+        str | None, typer.Option(help="The queue above it; none for the root.")
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Of its share beside its siblings.")
+    ] = None,
+    guaranteed: Annotated[
+        str | None, typer.Option(help="What it gets if it asks: gpus=16,gpus:A100=8.")
+    ] = None,
+    limit: Annotated[
+        str | None, typer.Option(help="What it may use at most: gpus=32,cpus=512.")
+    ] = None,
+    borrow: Annotated[
+        str | None, typer.Option(help="What it may use beyond its guarantee; none: any.")
+    ] = None,
+    is_lender: Annotated[
+        bool | None,
+        typer.Option("--lend/--keep", help="Whether others use what is guaranteed and idle."),
+    ] = None,
+    default_priority: Annotated[
+        int | None, typer.Option(help="Of jobs that ask for priority 0.")
+    ] = None,
+    max_priority: Annotated[
+        int | None, typer.Option(help="The highest priority that jobs may ask for.")
+    ] = None,
+    max_jobs: Annotated[
+        int | None, typer.Option(help="Live jobs at most; 0 for any number.")
+    ] = None,
+    preempt: Annotated[
+        Preempt | None, typer.Option(help="Whom its jobs may stop, if the policy allows.")
+    ] = None,
 ) -> None:
     """Make a queue, or change one: what you do not name stays as it is.
 
@@ -70,25 +113,51 @@ def put(
       lepton queue put vision --submitters ada,bob --admins ada
       lepton queue put vision --stopped           its jobs wait from now on
       lepton queue put vision --closed            it takes no new jobs
+      lepton queue put vision --parent lab --guaranteed gpus=8,gpus:A100=4
+      lepton queue put vision --borrow gpus=4     at most 4 GPUs of others
+      lepton queue put vision --limit none        no limits any more
     """
+    from scheduler.cli.amounts import parse_amounts
     from scheduler.cli.connection import run
     from scheduler.cli.output import plain, print_data
     from scheduler.cli.terminal import say
     from scheduler.wire import cluster_pb2 as pb
 
     settings = Settings.of(ctx)
+    given = {"guaranteed": guaranteed, "limit": limit, "borrow": borrow}
+    amounts = {
+        "borrow_limit" if option == "borrow" else option: parse_amounts(text, option)
+        for option, text in given.items()
+        if text is not None
+    }
+    changes = {
+        "is_open": is_open,
+        "is_started": is_started,
+        "parent": "" if parent == "none" else parent,
+        "weight": weight,
+        "is_lender": is_lender,
+        "default_priority": default_priority,
+        "max_priority": max_priority,
+        "max_jobs": max_jobs,
+        "may_preempt": preempt and getattr(pb, f"QUEUE_PREEMPTION_{preempt.upper()}"),
+    }
 
     async def work(client: "Client") -> "tuple[bool, pb.Queue]":
         known = {queue.name: queue for queue in await client.queues()}
-        before = known.get(name)
-        wanted = pb.Queue(
-            name=name,
-            submitters=_users(submitters, before.submitters if before else ()),
-            admins=_users(admins, before.admins if before else ()),
-            is_open=_first(is_open, before.is_open if before else True),
-            is_started=_first(is_started, before.is_started if before else True),
-        )
-        return before is None, await client.put_queue(wanted)
+        wanted = pb.Queue(name=name, is_open=True, is_started=True)
+        if name in known:
+            wanted.CopyFrom(known[name])
+        for field, value in changes.items():
+            if value is not None:
+                setattr(wanted, field, value)
+        for field, users in {"submitters": submitters, "admins": admins}.items():
+            if users is not None:
+                wanted.ClearField(field)  # type: ignore[arg-type]
+                getattr(wanted, field).extend(_users(users))
+        for field, some in amounts.items():
+            wanted.ClearField(field)  # type: ignore[arg-type]
+            getattr(wanted, field).update(some)
+        return name not in known, await client.put_queue(wanted)
 
     is_new, queue = run(settings, work, what="waiting for the daemon")
     if settings.output.is_for_people:
@@ -97,14 +166,8 @@ def put(
         print_data(plain(queue), settings.output)
 
 
-def _users(given: "str | None", before: "object") -> list[str]:
-    if given is None:
-        return list(before)  # type: ignore[call-overload,no-any-return]
+def _users(given: str) -> list[str]:
     return [user.strip() for user in given.split(",") if user.strip() not in {"", "*"}]
-
-
-def _first(given: bool | None, otherwise: bool) -> bool:
-    return otherwise if given is None else given
 
 
 @app.command(cls=LeptonCommand)

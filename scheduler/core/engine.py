@@ -19,6 +19,7 @@ from scheduler.core.errors import InvalidInput, InvalidTransition
 from scheduler.core.events import Event
 from scheduler.core.lifecycle import Changes, Lifecycle, starts_of
 from scheduler.core.model import (
+    Amounts,
     JobId,
     JobPhase,
     NodeName,
@@ -183,6 +184,17 @@ class Engine:
         return {
             name: QueueFigures(n_pending=pending, n_running=running, gpu_milli_used=gpu_milli)
             for name, (pending, running, gpu_milli) in counts.items()
+        }
+
+    def queue_used(self) -> dict[QueueName, Amounts]:
+        """Return what live tasks of each queue and all below it use, by resource."""
+        state = self._state
+        tree, used = state.tree, state.queue_used().tolist()
+        names = [tree.resource(column) for column in range(tree.guaranteed.shape[1])]
+        return {
+            queue.name: tuple(sorted((n, a) for n, a in zip(names, row, strict=True) if a))
+            for queue, row in zip(tree.queues, used, strict=False)
+            if queue is not None
         }
 
     def queue_figures(self, name: QueueName) -> QueueFigures:

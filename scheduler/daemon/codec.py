@@ -1,4 +1,4 @@
-"""From the wire to the core: requests become specs, queues and events, or `InvalidInput`.
+"""From the wire to the core: requests become specs and events, or `InvalidInput`.
 
 The edge checks form (types, ranges, names, sizes); whether a queue or a job exists is judged
 where the event is observed. A field path in an error reads like the message:
@@ -18,7 +18,6 @@ from scheduler.core.model import (
     JobKind,
     JobSpec,
     Launch,
-    Queue,
     QueueName,
     Role,
     Shape,
@@ -36,7 +35,6 @@ from scheduler.daemon.limits import (
     check_name,
     check_seconds,
     check_text,
-    check_users,
     within,
 )
 from scheduler.wire import cluster_pb2
@@ -293,17 +291,6 @@ def _dependencies(message: cluster_pb2.JobSpec, limits: Limits) -> tuple[Depende
         on = JobId(check_job_id(f"{field}.on", dependency.on))
         dependencies.append(Dependency(on=on, kind=kind))
     return tuple(dependencies)
-
-
-def queue_from(message: cluster_pb2.Queue, limits: Limits) -> Queue:
-    """Return the queue an admin wants; figures are output only and ignored."""
-    return Queue(
-        name=QueueName(check_name("name", message.name, limits.max_name_length)),
-        submitters=check_users("submitters", message.submitters, limits),
-        admins=check_users("admins", message.admins, limits),
-        is_open=message.is_open if message.HasField("is_open") else True,
-        is_started=message.is_started if message.HasField("is_started") else True,
-    )
 
 
 def replicas_from(

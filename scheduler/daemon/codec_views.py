@@ -11,7 +11,6 @@ from scheduler.core.model import (
     JobPhase,
     JobSpec,
     Launch,
-    Queue,
     Role,
     Shape,
     Task,
@@ -233,20 +232,4 @@ def node_message(
         ],
         n_tasks=view.n_tasks,
         reason=view.reason,
-    )
-
-
-def queue_message(
-    queue: Queue, *, n_pending: int = 0, n_running: int = 0, gpu_milli_used: int = 0
-) -> cluster_pb2.Queue:
-    """Return a queue with its figures."""
-    return cluster_pb2.Queue(
-        name=queue.name,
-        submitters=queue.submitters,
-        admins=queue.admins,
-        is_open=queue.is_open,
-        is_started=queue.is_started,
-        n_pending=n_pending,
-        n_running=n_running,
-        gpu_milli_used=gpu_milli_used,
     )

@@ -7,9 +7,10 @@ import numpy as np
 from scheduler.core.errors import InvalidInput
 from scheduler.core.events import NodeCordoned, QueueDeleted, QueuePut
 from scheduler.core.model import JobPhase, NodeName, QueueName
+from scheduler.core.queue_tree import lineage
 from scheduler.core.snapshot import PHASE_CODE
-from scheduler.daemon.codec import queue_from
-from scheduler.daemon.codec_views import node_message, queue_message
+from scheduler.daemon.codec_queues import queue_from, queue_message
+from scheduler.daemon.codec_views import node_message
 from scheduler.daemon.job_store import DEFAULT_PAGE_SIZE
 from scheduler.daemon.limits import Limits, check_int, check_name, check_text, within
 from scheduler.daemon.rpc_calls import Call
@@ -96,11 +97,11 @@ class ClusterService:
         self, request: cluster_pb2.PutQueueRequest, call: Call
     ) -> cluster_pb2.Queue:
         """Make a queue, or replace it."""
-        _refuse_users(call, "change queues")
         try:
             queue = queue_from(request.queue, self._limits)
         except InvalidInput as error:
             raise within("queue", error) from None
+        self._refuse_strangers(call, queue.name, queue.parent)
         event = QueuePut(at_s=self._daemon.now_s(), queue=queue, by=call.caller.user)
         accepted(await self._daemon.execute(event))
         shown = self._queues(queue.name)
@@ -117,23 +118,44 @@ class ClusterService:
         self, request: cluster_pb2.DeleteQueueRequest, call: Call
     ) -> cluster_pb2.DeleteQueueResponse:
         """Remove an empty queue."""
-        _refuse_users(call, "change queues")
         name = QueueName(check_name("name", request.name, self._limits.max_name_length))
+        self._refuse_strangers(call, name, None)
         event = QueueDeleted(at_s=self._daemon.now_s(), name=name, by=call.caller.user)
         outcome = accepted(await self._daemon.execute(event))
         return cluster_pb2.DeleteQueueResponse(revision=outcome.revision)
 
+    def _refuse_strangers(self, call: Call, name: QueueName, parent: QueueName | None) -> None:
+        """Let admins of the cluster and of queues above change a queue, where it is and goes.
+
+        Not its own admins: they could raise its limits.
+        """
+        if call.caller.is_admin:
+            return
+        engine = self._daemon.engine
+        known = {queue.name: queue for queue in engine.queues()}
+        above = []
+        if name in known or parent is None:
+            above.append(known[name].parent if name in known else QueueName(""))
+        if parent is not None:
+            above.append(parent)
+        for place in above:
+            line = lineage(known[place], known) if place in known else []
+            if not any(call.caller.user in queue.admins for queue in line):
+                _refuse_users(call, "change queues")
+
     def _queues(self, *names: QueueName) -> list[cluster_pb2.Queue]:
         """Return the named queues, or all."""
-        figures = self._daemon.engine.figures()
+        engine = self._daemon.engine
+        figures, used = engine.figures(), engine.queue_used()
         return [
             queue_message(
                 queue,
                 n_pending=figures[queue.name].n_pending,
                 n_running=figures[queue.name].n_running,
                 gpu_milli_used=figures[queue.name].gpu_milli_used,
+                used=used[queue.name],
             )
-            for queue in self._daemon.engine.queues()
+            for queue in engine.queues()
             if not names or queue.name in names
         ]
 

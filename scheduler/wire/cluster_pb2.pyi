@@ -42,6 +42,33 @@ JOB_KIND_INFERENCE: JobKind.ValueType  # 2
 JOB_KIND_BATCH: JobKind.ValueType  # 3
 Global___JobKind: _TypeAlias = JobKind  # noqa: Y015
 
+class _QueuePreemption:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QueuePreemptionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QueuePreemption.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUEUE_PREEMPTION_UNSPECIFIED: _QueuePreemption.ValueType  # 0
+    """anywhere"""
+    QUEUE_PREEMPTION_NEVER: _QueuePreemption.ValueType  # 1
+    """stops nobody; nor takes back what it lent"""
+    QUEUE_PREEMPTION_IN_QUEUE: _QueuePreemption.ValueType  # 2
+    """jobs of the same queue; takes back what it lent"""
+    QUEUE_PREEMPTION_ANYWHERE: _QueuePreemption.ValueType  # 3
+    """besides, what other queues use beyond their guarantee"""
+
+class QueuePreemption(_QueuePreemption, metaclass=_QueuePreemptionEnumTypeWrapper): ...
+
+QUEUE_PREEMPTION_UNSPECIFIED: QueuePreemption.ValueType  # 0
+"""anywhere"""
+QUEUE_PREEMPTION_NEVER: QueuePreemption.ValueType  # 1
+"""stops nobody; nor takes back what it lent"""
+QUEUE_PREEMPTION_IN_QUEUE: QueuePreemption.ValueType  # 2
+"""jobs of the same queue; takes back what it lent"""
+QUEUE_PREEMPTION_ANYWHERE: QueuePreemption.ValueType  # 3
+"""besides, what other queues use beyond their guarantee"""
+Global___QueuePreemption: _TypeAlias = QueuePreemption  # noqa: Y015
+
 class _JobPhase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1624,6 +1651,86 @@ Global___DrainNodeRequest: _TypeAlias = DrainNodeRequest  # noqa: Y015
 class Queue(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class GuaranteedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LimitEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class BorrowLimitEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class UsedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     SUBMITTERS_FIELD_NUMBER: _builtins.int
     ADMINS_FIELD_NUMBER: _builtins.int
@@ -1632,6 +1739,17 @@ class Queue(_message.Message):
     N_PENDING_FIELD_NUMBER: _builtins.int
     N_RUNNING_FIELD_NUMBER: _builtins.int
     GPU_MILLI_USED_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    GUARANTEED_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    BORROW_LIMIT_FIELD_NUMBER: _builtins.int
+    IS_LENDER_FIELD_NUMBER: _builtins.int
+    DEFAULT_PRIORITY_FIELD_NUMBER: _builtins.int
+    MAX_PRIORITY_FIELD_NUMBER: _builtins.int
+    MAX_JOBS_FIELD_NUMBER: _builtins.int
+    MAY_PREEMPT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     is_open: _builtins.bool
     """default true"""
@@ -1641,12 +1759,42 @@ class Queue(_message.Message):
     """Figures, output only."""
     n_running: _builtins.int
     gpu_milli_used: _builtins.int
+    parent: _builtins.str
+    """empty: the root"""
+    weight: _builtins.float
+    """of its share beside its siblings; default 1"""
+    is_lender: _builtins.bool
+    """others may use what is guaranteed and idle; default true"""
+    default_priority: _builtins.int
+    """of jobs that ask for priority 0; 0: the parent's"""
+    max_priority: _builtins.int
+    max_jobs: _builtins.int
+    """live ones, those below it too; 0: any number"""
+    may_preempt: Global___QueuePreemption.ValueType
     @_builtins.property
     def submitters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """empty: everybody"""
 
     @_builtins.property
     def admins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def guaranteed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Amounts by resource: cpu_milli, memory_mib, gpu_milli (of all types), gpu_milli:TYPE."""
+
+    @_builtins.property
+    def limit(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """a resource not named: none"""
+
+    @_builtins.property
+    def borrow_limit(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """beyond what is guaranteed; not named: up to the limit"""
+
+    @_builtins.property
+    def used(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Output only.
+        by live tasks of the queue and all below it
+        """
+
     def __init__(
         self,
         *,
@@ -1658,19 +1806,42 @@ class Queue(_message.Message):
         n_pending: _builtins.int = ...,
         n_running: _builtins.int = ...,
         gpu_milli_used: _builtins.int = ...,
+        parent: _builtins.str = ...,
+        weight: _builtins.float | None = ...,
+        guaranteed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        limit: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        borrow_limit: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        is_lender: _builtins.bool | None = ...,
+        default_priority: _builtins.int = ...,
+        max_priority: _builtins.int | None = ...,
+        max_jobs: _builtins.int = ...,
+        may_preempt: Global___QueuePreemption.ValueType = ...,
+        used: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_is_open", b"_is_open", "_is_started", b"_is_started", "is_open", b"is_open", "is_started", b"is_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "is_lender", b"is_lender", "is_open", b"is_open", "is_started", b"is_started", "max_priority", b"max_priority", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_open", b"_is_open", "_is_started", b"_is_started", "admins", b"admins", "gpu_milli_used", b"gpu_milli_used", "is_open", b"is_open", "is_started", b"is_started", "n_pending", b"n_pending", "n_running", b"n_running", "name", b"name", "submitters", b"submitters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "admins", b"admins", "borrow_limit", b"borrow_limit", "default_priority", b"default_priority", "gpu_milli_used", b"gpu_milli_used", "guaranteed", b"guaranteed", "is_lender", b"is_lender", "is_open", b"is_open", "is_started", b"is_started", "limit", b"limit", "max_jobs", b"max_jobs", "max_priority", b"max_priority", "may_preempt", b"may_preempt", "n_pending", b"n_pending", "n_running", b"n_running", "name", b"name", "parent", b"parent", "submitters", b"submitters", "used", b"used", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__is_lender: _TypeAlias = _typing.Literal["is_lender"]  # noqa: Y015
+    _WhichOneofArgType__is_lender: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender"]  # noqa: Y015
     _WhichOneofReturnType__is_open: _TypeAlias = _typing.Literal["is_open"]  # noqa: Y015
     _WhichOneofArgType__is_open: _TypeAlias = _typing.Literal["_is_open", b"_is_open"]  # noqa: Y015
     _WhichOneofReturnType__is_started: _TypeAlias = _typing.Literal["is_started"]  # noqa: Y015
     _WhichOneofArgType__is_started: _TypeAlias = _typing.Literal["_is_started", b"_is_started"]  # noqa: Y015
+    _WhichOneofReturnType__max_priority: _TypeAlias = _typing.Literal["max_priority"]  # noqa: Y015
+    _WhichOneofArgType__max_priority: _TypeAlias = _typing.Literal["_max_priority", b"_max_priority"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_lender) -> _WhichOneofReturnType__is_lender | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__is_open) -> _WhichOneofReturnType__is_open | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__is_started) -> _WhichOneofReturnType__is_started | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_priority) -> _WhichOneofReturnType__max_priority | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___Queue: _TypeAlias = Queue  # noqa: Y015
 
