@@ -5,14 +5,16 @@ step sees what the steps before it decided:
 
 1. stop what must stop: time limits, drained nodes;
 2. in the policy's order, for each waiting job: start it on what is free; or hold its place on
-   what others are giving up; or stop others for it; or say why it waits.
+   what others are giving up; or stop others for it; or keep places for it until it fits
+   (`backfill`) and say why it waits.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from scheduler.core.backfill import Backfill
 from scheduler.core.draft import Draft
 from scheduler.core.model import (
     Job,
@@ -41,7 +43,6 @@ from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.reasons import why_not_yet, why_unplaced
 from scheduler.core.reclaim import Reclaim
 from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
-from scheduler.core.starvation import Starving
 
 DRY_RUN_ID = JobId("dry-run")
 """The id of the hypothetical job in the plan of a dry run."""
@@ -80,6 +81,15 @@ def explain(snapshot: Snapshot, policy: Policy, job_id: JobId) -> Unplaced | Non
     return None
 
 
+@dataclass(slots=True)
+class _Failures:
+    """What failed in a cycle, for jobs that see the same books."""
+
+    no_room: dict[int, Unplaced] = field(default_factory=dict)  # by gang
+    no_hold: dict[int, int] = field(default_factory=dict)  # evictions when that was tried
+    no_victims: set[tuple[int, int, int]] = field(default_factory=set)  # by right
+
+
 class _Cycle:
     """One run of `decide`."""
 
@@ -93,9 +103,9 @@ class _Cycle:
         self._unplaced: dict[JobId, Unplaced] = {}
         # Equal gangs fail alike, and what is free only shrinks within a cycle: what failed once
         # is not tried again. Whether others may be stopped for it depends on who asks, too.
-        self._no_room: dict[int, Unplaced] = {}
-        self._no_hold: dict[int, int] = {}  # by gang: evictions when it could not be held
-        self._no_victims: set[tuple[int, int, int]] = set()
+        # What jobs see depends on how many promises to others they meet.
+        self._failures: dict[int, _Failures] = {}
+        self._failed = self._failures[0] = _Failures()
         # None: no queue is guaranteed anything, limited, or weighs more than another.
         self._quotas = Quotas(snapshot) if snapshot.tree.is_governed else None
         if self._quotas is not None:
@@ -103,7 +113,7 @@ class _Cycle:
         self._over_quota: dict[tuple[int, int], Unplaced] = {}  # by gang and queue
         self._no_quota: dict[tuple[int, int, int], int] = {}  # by right: evictions by then
         self._variants: dict[tuple[int, tuple[Want, ...]], int] = {}
-        self._starving = Starving(self._draft, policy.patience_s)
+        self._backfill = Backfill(self._draft, policy)
         self._without_room: list[int] = []  # job rows that only capacity holds back
 
     def run(self) -> Plan:
@@ -120,6 +130,7 @@ class _Cycle:
             placements=tuple(self._placements),
             evictions=tuple(self._evictions),
             unplaced=self._unplaced,
+            expected_start_at_s=self._backfill.expected_start_at_s(),
             wake_at_s=self._wake_at_s(),
         )
 
@@ -134,11 +145,16 @@ class _Cycle:
             strict=True,
         )
         is_pending = (jobs.phase[rows] == PHASE_CODE[JobPhase.PENDING]).tolist()
-        listed = list(zip(rows.tolist(), rights, is_pending, strict=True))
+        ends_s = self._backfill.ends_s(rows).tolist()
+        listed = list(zip(rows.tolist(), rights, is_pending, ends_s, strict=True))
         for place in self._turns(rows):
-            row, right, is_whole = listed[place]
+            row, right, is_whole, end_s = listed[place]
             if self._draft.is_ending[row]:
                 continue
+            if self._draft.promises:
+                self._failed = self._failures.setdefault(self._draft.enter(end_s), _Failures())
+            else:
+                self._draft.enter(end_s)
             if self._is_over_quota(right):
                 self._unplaced[self._snapshot.job_at(row).id] = self._over_quota[right[:2]]
                 continue
@@ -147,7 +163,7 @@ class _Cycle:
             elif not self._is_hopeless(right):
                 self._serve_gang(row, right)
             else:
-                self._leave(row, self._no_room[right[0]])
+                self._leave(row, self._failed.no_room[right[0]])
 
     def _turns(self, rows: Rows) -> Iterable[int]:
         """Return in which order the places of `rows` are served."""
@@ -157,8 +173,8 @@ class _Cycle:
 
     def _is_hopeless(self, right: tuple[int, int, int]) -> bool:
         gang = right[0]
-        has_failed = gang in self._no_room and right in self._no_victims
-        return has_failed and self._no_hold[gang] == len(self._evictions)
+        has_failed = gang in self._failed.no_room and right in self._failed.no_victims
+        return has_failed and self._failed.no_hold[gang] == len(self._evictions)
 
     def _serve_gang(self, row: int, right: tuple[int, int, int]) -> None:
         """Start a pending job, hold places for it, make room for it, or say why it waits."""
@@ -167,22 +183,22 @@ class _Cycle:
             return
         gang, wants = admitted
         right = (gang, *right[1:])
-        if gang not in self._no_room:
+        if gang not in self._failed.no_room:
             short = self._start(row, wants)
             if short is None or self._hold(row, wants):
                 return
-            self._no_room[gang] = self._why(short)
-        elif self._no_hold[gang] < len(self._evictions) and self._hold(row, wants):
+            self._failed.no_room[gang] = self._why(short, wants)
+        elif self._failed.no_hold[gang] < len(self._evictions) and self._hold(row, wants):
             return
-        self._no_hold[gang] = len(self._evictions)
-        if right not in self._no_victims:
+        self._failed.no_hold[gang] = len(self._evictions)
+        if right not in self._failed.no_victims:
             if self._preempt(row, wants):
                 return
-            self._no_victims.add(right)
-        self._leave(row, self._no_room[gang])
-        if self._starving.keep_places(row, wants):
+            self._failed.no_victims.add(right)
+        self._leave(row, self._failed.no_room[gang])
+        if self._backfill.keep_places(row, wants):
             # For those behind it there is less room now, for this reason.
-            self._no_room.clear()
+            self._failures.clear()
 
     def _serve_service(self, row: int, right: tuple[int, int, int]) -> None:
         """Replace what replicas a running service lacks, as far as they fit."""
@@ -193,7 +209,7 @@ class _Cycle:
         short = self._start(row, wants)
         if short is None or self._hold(row, wants):
             return
-        reason = self._why(short)
+        reason = self._why(short, wants)
         if not self._preempt(row, wants):
             self._unplaced[self._snapshot.job_at(row).id] = reason
 
@@ -227,10 +243,10 @@ class _Cycle:
         later = self._quotas.admit(row, wants, is_now=False)
         if not isinstance(later, Excess) and self._hold(row, later):
             return
-        if right not in self._no_victims:
+        if right not in self._failed.no_victims:
             if self._preempt(row, wants):
                 return
-            self._no_victims.add(right)
+            self._failed.no_victims.add(right)
         key = right[:2]
         if key not in self._over_quota:
             self._over_quota[key] = self._quotas.why_over(excess, is_now=True)
@@ -249,12 +265,11 @@ class _Cycle:
         self._unplaced[self._snapshot.job_at(row).id] = reason
         self._without_room.append(row)
 
-    def _why(self, short: Shortfall) -> Unplaced:
+    def _why(self, short: Shortfall, wants: tuple[Want, ...]) -> Unplaced:
         reason = why_unplaced(self._draft.now, short)
-        row = self._starving.row
-        if row is None:
+        kept = self._backfill.why(wants)
+        if not kept:
             return reason
-        kept = f"places are kept for job {self._snapshot.job_at(row).id}, which waits longest"
         return replace(reason, detail=f"{reason.detail}; {kept}" if reason.detail else kept)
 
     def _start(self, row: int, wants: tuple[Want, ...]) -> Shortfall | None:
@@ -384,7 +399,8 @@ class _Cycle:
             [
                 jobs.eligible_at_s[waiting],
                 jobs.deadline_at_s[running],
-                self._starving.due_at_s(np.array(self._without_room, np.intp)),
+                self._backfill.moments_s(np.array(self._without_room, np.intp)),
+                (jobs.started_at_s + jobs.min_runtime_s)[running] if self._without_room else [],
             ]
         )
         ahead = moments[(moments > snapshot.now_s) & np.isfinite(moments)]

@@ -4,9 +4,14 @@ A `Space` is one set of books with, per shape, the score of every node, kept up 
 looking only at rows that changed since the shape was last asked for. A `Draft` has two: what is
 free now, and what will be once the tasks that were asked to stop are gone. A job that needs the
 second one holds its place there, and nobody takes from it by starting now.
+
+With promises to start somewhere from a moment on, what a job may take depends on when it ends:
+for every number of promises that it would meet there is a tier of the two books, which offers
+the least that is free until then. `enter` chooses the tier that the next job sees.
 """
 
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +57,10 @@ class Spot:
     devices: tuple[int, ...]
 
 
+Place = tuple[int, Shape, tuple[int, ...]]
+"""A node's row, what a task takes there, and its devices."""
+
+
 @dataclass(frozen=True, slots=True)
 class Booked:
     """A place that a draft gives to a task of a job row."""
@@ -60,6 +69,26 @@ class Booked:
     node: int
     shape: Shape
     devices: tuple[int, ...]
+    until_s: float = np.inf  # when the job is expected to leave
+
+
+@dataclass(slots=True)
+class Promise:
+    """Places that a job gets from a moment on, and the books of that moment without them."""
+
+    row: int  # of the job
+    start_s: float
+    places: list[Booked]
+    books: "Space"
+    nodes: set[int]  # of the places
+
+
+@dataclass(slots=True)
+class _Tier:
+    """The two books as jobs see them that meet so many promises."""
+
+    now: "Space"
+    later: "Space | None" = None  # once everything asked to stop is gone; None: as now
 
 
 class Space:
@@ -146,7 +175,22 @@ class Space:
         self._changed.append(row)
         self.version[row] += 1
 
-    def lower_to(self, other: "Space", rows: set[int]) -> None:
+    def take_again(self, places: Iterable[Booked]) -> None:
+        """Book places that were found on other books."""
+        for place in places:
+            self.take(place.node, place.shape, place.devices)
+
+    def give_back(self, places: Iterable[Booked]) -> None:
+        """Undo `take_again`."""
+        for place in places:
+            self.give(place.node, place.shape, place.devices)
+
+    def give_all(self, tasks: capacity.Tasks) -> None:
+        """Book many tasks as gone."""
+        for row in capacity.give_all(self.nodes, tasks):
+            self._changed.append(row)
+
+    def lower_to(self, other: "Space", rows: Iterable[int]) -> None:
         """Offer on these rows at most what the other books offer."""
         mine, theirs = self.nodes, other.nodes
         for row in sorted(rows):
@@ -161,6 +205,27 @@ class Space:
             )
             capacity.count_devices(mine, row)
             self._note(row)
+
+    def close(self, rows: set[int]) -> None:
+        """Offer nothing on these rows."""
+        nodes, closed = self.nodes, sorted(rows)
+        nodes.free[closed] = 0
+        nodes.device_free[closed] = 0
+        nodes.device_used[closed] = MILLI
+        nodes.device_memory_free[closed] = 0
+        for row in closed:
+            self._note(row)
+
+    def follow(self, other: "Space", row: int) -> None:
+        """Offer on this row what the other books offer."""
+        mine, theirs = self.nodes, other.nodes
+        mine.free[row] = theirs.free[row]
+        mine.device_free[row] = theirs.device_free[row]
+        mine.device_used[row] = theirs.device_used[row]
+        mine.device_memory_free[row] = theirs.device_memory_free[row]
+        mine.n_tasks[row] = theirs.n_tasks[row]
+        mine.n_by_width[row] = theirs.n_by_width[row]
+        self._note(row)
 
     def _scores(self, shape: Shape) -> FloatColumn:
         known = self._candidates.get(shape)
@@ -218,9 +283,12 @@ class Draft:
 
     def __init__(self, snapshot: Snapshot, score: NodeScore) -> None:
         self.snapshot = snapshot
-        self.now = Space(snapshot.nodes, score)
         self._score = score
-        self._later: Space | None = None
+        self._tiers = [_Tier(Space(snapshot.nodes, score))]
+        self._tier = 0  # the one in force
+        self._end_s = np.inf  # when the job that is served is expected to leave
+        self.promises: list[Promise] = []  # by their start
+        self._is_clear: dict[tuple[int, int], BoolColumn] = {}  # by `sight`
         # Job rows of which this draft asks some, or all, tasks to stop.
         self.is_evicted = np.zeros(len(snapshot.jobs.jobs), np.bool_)
         self.is_ending = np.zeros(len(snapshot.jobs.jobs), np.bool_)
@@ -231,29 +299,159 @@ class Draft:
             self.release(self.open_later(), int(row), stopping)
 
     @property
+    def now(self) -> Space:
+        """The books of what is free now, for a job of the tier in force."""
+        return self._tiers[self._tier].now
+
+    @property
     def later(self) -> Space | None:
         """The books once everything asked to stop is gone; None: the same as now."""
-        return self._later
+        return self._tiers[self._tier].later
 
     def open_later(self) -> Space:
         """Return the later books, opening them if nothing has been asked to stop yet."""
-        if self._later is None:
-            self._later = Space(self.now.nodes, self._score)
-        return self._later
+        for tier in self._tiers:
+            if tier.later is None:
+                tier.later = Space(tier.now.nodes, self._score)
+        later = self.later
+        assert later is not None
+        return later
 
     def copy_of_later(self) -> Space:
-        """Return books that start as the later ones and that nobody else sees."""
-        return Space((self._later or self.now).nodes, self._score)
+        """Return books without promises, as of later, that nobody else sees."""
+        least = self._tiers[0]
+        return Space((least.later or least.now).nodes, self._score)
+
+    # Promises
+
+    def enter(self, end_s: float) -> int:
+        """See the books as a job that leaves then may; return how many promises it meets."""
+        self._end_s = end_s
+        self._tier = bisect_left(self.promises, end_s, key=lambda promise: promise.start_s)
+        return self._tier
+
+    def promise(self, promise: Promise) -> None:
+        """Keep places from a moment on; jobs that are there by then see less from here on."""
+        starts = [other.start_s for other in self.promises]
+        position = bisect_right(starts, promise.start_s)
+        for other in self.promises[position:]:
+            for place in promise.places:
+                if place.node in other.nodes and other.start_s < place.until_s:
+                    other.books.take(place.node, place.shape, place.devices)
+        self.promises.insert(position, promise)
+        below = self._tiers[position]
+        later = below.later and Space(below.later.nodes, self._score)
+        self._tiers.insert(position + 1, _Tier(Space(below.now.nodes, self._score), later))
+        self._derive(promise.nodes, above=position)
+
+    @property
+    def sight(self) -> tuple[int, int]:
+        """What the books in force are books of: the promises met, and how many there are."""
+        return self._tier, len(self.promises)
+
+    def is_clear(self) -> BoolColumn:
+        """Return which job rows have no task on a node promised to somebody served before.
+
+        Whoever runs there makes room for the promise, not for those behind it.
+        """
+        known = self._is_clear.get(self.sight)
+        if known is None:
+            jobs = self.snapshot.jobs
+            known = np.ones(len(jobs.jobs), np.bool_)
+            nodes = self.snapshot.nodes.nodes
+            kept = {nodes[row].name for promise in self.met() for row in promise.nodes}
+            if kept:
+                for row in self.snapshot.running_rows().tolist():
+                    known[row] = not any(task.node in kept for task in jobs.tasks[row])
+            self._is_clear[self.sight] = known
+        return known
+
+    def met(self) -> list[Promise]:
+        """Return the promises that the job that is served would meet."""
+        return self.promises[: self._tier]
+
+    def as_if_unpromised(self) -> Space:
+        """Return the books of now as they would be without promises."""
+        return self._tiers[0].now
+
+    def _derive(self, nodes: Iterable[int], above: int = 0) -> None:
+        """Work out again what the tiers above that one offer on these nodes."""
+        least = self._tiers[0]
+        for number, tier in enumerate(self._tiers):
+            if number <= above:
+                continue
+            for node in nodes:
+                kept = [p.books for p in self.promises[:number] if node in p.nodes]
+                tier.now.follow(least.now, node)
+                for books in kept:
+                    tier.now.lower_to(books, (node,))
+                if tier.later is not None and least.later is not None:
+                    tier.later.follow(least.later, node)
+                    for books in kept:
+                        tier.later.lower_to(books, (node,))
+
+    # Bookings
+
+    def note_start(self, row: int, places: Sequence[Place]) -> None:
+        """Book places that were taken on the books of now everywhere else, too."""
+        least = self._tiers[0]
+        for node, shape, devices in places:
+            if self._tier:
+                least.now.take(node, shape, devices)
+            if least.later is not None:
+                least.later.take(node, shape, devices)
+        self._note(row, places)
+
+    def note_hold(self, row: int, places: Sequence[Place]) -> None:
+        """Book places that were taken on the later books everywhere else, too."""
+        least = self._tiers[0]
+        assert least.later is not None
+        if self._tier:
+            for node, shape, devices in places:
+                least.later.take(node, shape, devices)
+        least.now.lower_to(least.later, {node for node, _, _ in places})
+        self._note(row, places)
+
+    def _note(self, row: int, places: Sequence[Place]) -> None:
+        self.booked += [Booked(row, *place, self._end_s) for place in places]
+        for promise in self.promises[: self._tier]:
+            for node, shape, devices in places:
+                if node in promise.nodes:
+                    promise.books.take(node, shape, devices)
+        if self.promises:
+            self._derive({node for node, _, _ in places})
+
+    def note_ends(self, ends: Iterable[tuple[int, Sequence[Task]]]) -> None:
+        """Book tasks that were released on the later books as gone everywhere else, too."""
+        for row, tasks in ends:
+            least = self._tiers[0].later
+            assert least is not None
+            if self._tier:
+                self.release(least, row, tasks)
+            if self.promises:
+                self._note_end(row, tasks)
+
+    def _note_end(self, row: int, tasks: Sequence[Task]) -> None:
+        end_s = float(self.snapshot.expected_end_s(np.array([row], np.intp))[0])
+        held = [(self._row_of(task), shape, task) for task, shape in self._held(row, tasks)]
+        for promise in self.promises:
+            for node, shape, task in held:
+                if node in promise.nodes and promise.start_s < end_s:
+                    promise.books.give(node, shape, task.devices)
+        self._derive({node for node, _, _ in held})
 
     def release(self, space: Space, row: int, tasks: Iterable[Task]) -> None:
-        """Book the tasks of a job row as gone."""
+        """Book the tasks of a job row as gone on these books."""
         for task, shape in self._held(row, tasks):
-            space.give(space.nodes.row_of[task.node], shape, task.devices)
+            space.give(self._row_of(task), shape, task.devices)
 
     def restore(self, space: Space, row: int, tasks: Iterable[Task]) -> None:
         """Undo `release`."""
         for task, shape in self._held(row, tasks):
-            space.take(space.nodes.row_of[task.node], shape, task.devices)
+            space.take(self._row_of(task), shape, task.devices)
+
+    def _row_of(self, task: Task) -> int:
+        return self.snapshot.nodes.row_of[task.node]
 
     def _held(self, row: int, tasks: Iterable[Task]) -> list[tuple[Task, Shape]]:
         gang = self.snapshot.gangs[self.snapshot.jobs.gang[row]]

@@ -6,7 +6,7 @@ give equal placements. Making room is left to `preemption`.
 
 from dataclasses import dataclass
 
-from scheduler.core.draft import Booked, Draft, Space, Spot
+from scheduler.core.draft import Draft, Place, Space, Spot
 from scheduler.core.model import JobPhase, Shape, TaskId
 from scheduler.core.plan import Bind, Placement
 from scheduler.core.snapshot import PHASE_CODE, Snapshot
@@ -114,18 +114,13 @@ def start_now(draft: Draft, row: int, wants: tuple[Want, ...]) -> list[Member] |
     members = place_gang(draft.now, wants)
     if isinstance(members, Shortfall):
         return members
-    if draft.later is not None:
-        for member in members:
-            draft.later.take(member.spot.row, member.want.shape, member.spot.devices)
-    _note(draft, row, members)
+    draft.note_start(row, places_of(members))
     return members
 
 
-def _note(draft: Draft, row: int, members: list[Member]) -> None:
-    draft.booked += [
-        Booked(row, member.spot.row, member.want.shape, member.spot.devices)
-        for member in members
-    ]
+def places_of(members: list[Member]) -> list[Place]:
+    """Return the members' places, as the books know them."""
+    return [(m.spot.row, m.want.shape, m.spot.devices) for m in members]
 
 
 def hold_later(draft: Draft, row: int, wants: tuple[Want, ...]) -> list[Member] | Shortfall:
@@ -134,8 +129,7 @@ def hold_later(draft: Draft, row: int, wants: tuple[Want, ...]) -> list[Member] 
         return Shortfall(wants[0], 0)
     members = place_gang(draft.later, wants)
     if not isinstance(members, Shortfall):
-        draft.now.lower_to(draft.later, {member.spot.row for member in members})
-        _note(draft, row, members)
+        draft.note_hold(row, places_of(members))
     return members
 
 

@@ -121,6 +121,7 @@ class Plan:
     placements: tuple[Placement, ...] = ()
     evictions: tuple[Eviction, ...] = ()
     unplaced: Mapping[JobId, Unplaced] = field(default_factory=dict)
+    expected_start_at_s: Mapping[JobId, float] = field(default_factory=dict)
     wake_at_s: float | None = None  # when time alone would change the decision
 
     @property

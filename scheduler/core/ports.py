@@ -5,6 +5,7 @@ Protocols only. Policies are pure and live in `policies`; executors are shells.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -67,6 +68,14 @@ class ClusterScore(Protocol):
     sees_other_nodes: bool
 
 
+class Backfilling(StrEnum):
+    """Who may start before a gang that comes first and fits nowhere yet."""
+
+    NONE = "none"  # nobody, on nodes that the gang could use
+    EASY = "easy"  # whoever does not delay the first such gang
+    CONSERVATIVE = "conservative"  # whoever delays none of the first few
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """How to decide, put together from independent parts."""
@@ -75,9 +84,14 @@ class Policy:
     order: Ordering
     may_preempt: PreemptionRule
     score: NodeScore
+    backfill: Backfilling = Backfilling.EASY
+    backfill_depth: int = 8
+    """How many gangs conservative backfill keeps places for at once."""
     patience_s: float = 600.0
-    """How long a job that fits nowhere waits before places are kept for it, so that smaller
-    ones do not pass it by for ever. Backfill with reservations supersedes this."""
+    """How long a gang waits for running jobs of which nobody knows when they end, before
+    places are kept for it that smaller jobs would take again and again."""
+    starvation_s: float = 86_400.0
+    """How long a gang waits at most before places are kept for it whatever others promised."""
 
 
 class Executor(Protocol):

@@ -56,14 +56,11 @@ class Preemption:
     def __init__(self, draft: Draft, rule: PreemptionRule) -> None:
         self._draft = draft
         self._rule = rule
-        snapshot = draft.snapshot
-        jobs, running = snapshot.jobs, snapshot.running_rows()
-        is_game = jobs.is_preemptible[running] & (jobs.n_stopping[running] == 0)
-        self._fair_game = running[is_game]
+        self._fair_game = draft.snapshot.preemptible_rows()
         self._held: Holdings | None = None  # by fair game, made when somebody asks
         self._cost_gpu_s = np.zeros(0)  # by job row
         self._n_looks = 0
-        self._offers: dict[tuple[Right, str], Offers | None] = {}
+        self._offers: dict[tuple[Right, str, tuple[int, int]], Offers | None] = {}
 
     def make_room(self, row: int, wants: tuple[Want, ...]) -> list[Victim]:
         """Stop the cheapest jobs that let the gang of `row` fit later, and hold its places.
@@ -83,6 +80,7 @@ class Preemption:
         if sum(n_tasks for _, n_tasks in needs) > 1:
             gone = self._reprieve(space, wants, gone)
         if gone:
+            self._draft.note_ends((victim.row, victim.tasks) for victim in gone)
             held = hold_later(self._draft, row, wants)
             assert not isinstance(held, Shortfall)
         return gone
@@ -91,7 +89,7 @@ class Preemption:
 
     def _market(self, row: int, right: Right, want: Want, n_tasks: int) -> Offers | None:
         """Return the offers for a role of the job; None if they cannot suffice."""
-        key = (right, want.role)
+        key = (right, want.role, self._draft.sight)
         if key not in self._offers:
             if len(self._offers) == OFFERS_KEPT:
                 del self._offers[next(iter(self._offers))]
@@ -101,7 +99,7 @@ class Preemption:
     def _opened(self, row: int, shape: Shape, n_tasks: int) -> Offers | None:
         draft = self._draft
         allowed = self._rule(draft.snapshot, row, self._fair_game)
-        allowed = allowed[~draft.is_evicted[allowed]]
+        allowed = allowed[~draft.is_evicted[allowed] & draft.is_clear()[allowed]]
         if not len(allowed):
             return None
         is_allowed = np.zeros(len(draft.is_evicted), np.bool_)

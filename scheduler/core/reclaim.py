@@ -28,10 +28,7 @@ class Reclaim:
         self._draft = draft
         self._quotas = quotas
         self._rule = rule
-        snapshot = draft.snapshot
-        jobs, running = snapshot.jobs, snapshot.running_rows()
-        is_game = jobs.is_preemptible[running] & (jobs.n_stopping[running] == 0)
-        self._fair_game = running[is_game]
+        self._fair_game = draft.snapshot.preemptible_rows()
         self._table: _Table | None = None  # made when somebody asks
 
     def make_room(self, row: int, wants: tuple[Want, ...]) -> list[Victim]:
@@ -43,7 +40,8 @@ class Reclaim:
         draft, quotas = self._draft, self._quotas
         by_policy = np.zeros(len(draft.is_evicted), np.bool_)
         by_policy[self._rule(draft.snapshot, row, self._fair_game)] = True
-        fair_game = self._fair_game[~draft.is_evicted[self._fair_game]]
+        fair_game = self._fair_game
+        fair_game = fair_game[~draft.is_evicted[fair_game] & draft.is_clear()[fair_game]]
         for need, gpu_type in quotas.options(row):
             claim = quotas.claim(row, need)
             if gpu_type is not None and not claim.is_entitled:
@@ -55,6 +53,7 @@ class Reclaim:
             search = _Search(draft, quotas, row=row, needs=least_of(asked), table=self._known())
             gone = search.run(claim, allowed, by_policy)
             if gone:
+                draft.note_ends((victim.row, victim.tasks) for victim in gone)
                 self._hold(row, asked)
                 return gone
         return []

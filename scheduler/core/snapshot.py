@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.errors import InvalidInput
-from scheduler.core.model import MILLI, Job, JobPhase, Node, NodeName, Queue, Shape, Task
+from scheduler.core.model import (
+    MILLI,
+    Job,
+    JobPhase,
+    JobSpec,
+    Node,
+    NodeName,
+    Queue,
+    Shape,
+    Task,
+)
 from scheduler.core.plan import Cause
 from scheduler.core.queue_tree import QueueTree
 
@@ -33,6 +43,9 @@ NEVER_S = np.inf
 
 FITS_KEPT = 1_024
 """Answers of `static_fit` that are remembered; at 10,000 nodes 10 MiB."""
+
+OVERRUN = 0.1
+"""A job may exceed its expected running time by this part before the estimate is wrong."""
 
 N_WIDTHS = 10
 """Columns of `NodeColumns.n_by_width`: fractions of a device, then 1, 2, ... 8, 9 or more."""
@@ -202,6 +215,16 @@ def gang_of(job: Job) -> Gang:
     )
 
 
+def run_s_of(spec: JobSpec) -> tuple[float, float]:
+    """Return how long an attempt should run, and at most, by its estimate and its limit.
+
+    The estimate, or else the time limit; at most a spread longer. Infinity: unknown.
+    """
+    limit_s = spec.time_limit_s or NEVER_S
+    run_s = min(spec.expected_run_s or limit_s, limit_s)
+    return run_s, min(run_s * (1.0 + spec.expected_run_spread), limit_s)
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class JobColumns:
     """Every live job. Rows are reused; a free row has the phase code -1."""
@@ -226,6 +249,9 @@ class JobColumns:
     checkpoint_interval_s: FloatColumn  # 0: keeps no checkpoints
     pending_since_s: FloatColumn
     deadline_at_s: FloatColumn  # end of the time limit; inf: none
+    run_s: FloatColumn  # of one attempt, as expected; inf: unknown
+    longest_run_s: FloatColumn  # the same with its spread
+    min_runtime_s: FloatColumn  # of one attempt, before it may be preempted
 
     @classmethod
     def empty(cls) -> Self:
@@ -271,6 +297,9 @@ _JOB_DTYPES: Mapping[str, type[np.generic]] = {
     "checkpoint_interval_s": np.float64,
     "pending_since_s": np.float64,
     "deadline_at_s": np.float64,
+    "run_s": np.float64,
+    "longest_run_s": np.float64,
+    "min_runtime_s": np.float64,
 }
 
 
@@ -310,6 +339,14 @@ class Snapshot:
         rows = np.flatnonzero(self.jobs.phase == PHASE_CODE[JobPhase.RUNNING])
         return rows[np.argsort(self.jobs.sequence[rows])]
 
+    def preemptible_rows(self) -> Rows:
+        """Return the running jobs that may be stopped for others, if a rule allows it."""
+        jobs, running = self.jobs, self.running_rows()
+        is_game = jobs.is_preemptible[running] & (jobs.n_stopping[running] == 0)
+        is_game &= self.now_s - jobs.started_at_s[running] >= jobs.min_runtime_s[running]
+        game: Rows = running[is_game]
+        return game
+
     def job_at(self, row: int) -> Job:
         """Return the job of a row in use."""
         job = self.jobs.jobs[row]
@@ -328,6 +365,23 @@ class Snapshot:
         intervals_s = jobs.checkpoint_interval_s[rows]
         keeps = intervals_s > 0
         return np.where(keeps, np.fmod(unsaved_s, np.where(keeps, intervals_s, 1.0)), unsaved_s)
+
+    def expected_end_s(self, rows: Rows) -> FloatColumn:
+        """Return when each running job is expected to end, never before now; inf: unknown.
+
+        One that has run as long as expected may end any moment, for another tenth of that
+        time or its spread. One that outlasts this, too, is expected to run twice as long, and
+        so on. Nobody is expected to outlast its time limit.
+        """
+        jobs = self.jobs
+        started_at_s, run_s = jobs.started_at_s[rows], jobs.run_s[rows]
+        longest_s = np.maximum(jobs.longest_run_s[rows], run_s * (1.0 + OVERRUN))
+        ran_s = np.maximum(self.now_s - started_at_s, 0.0)
+        over = np.isfinite(run_s) & (ran_s >= longest_s)
+        n_doubled = np.floor(np.log2(np.where(over, ran_s / np.where(over, longest_s, 1), 1)))
+        wrong = np.where(over, longest_s * 2.0 ** (n_doubled + 1), run_s)
+        end_s = np.minimum(started_at_s + wrong, jobs.deadline_at_s[rows])
+        return np.maximum(end_s, self.now_s)
 
     def with_job(self, job: Job) -> "Snapshot":
         """Return a snapshot in which one more job waits: a hypothesis for dry runs."""
@@ -355,4 +409,6 @@ class Snapshot:
         jobs.eligible_at_s[row] = job.spec.start_after_s
         jobs.deadline_at_s[row] = NEVER_S
         jobs.is_preemptible[row] = job.spec.preemptible
+        jobs.run_s[row], jobs.longest_run_s[row] = run_s_of(job.spec)
+        jobs.min_runtime_s[row] = job.spec.min_runtime_s
         return replace(self, jobs=jobs, gangs=[*self.gangs, gang_of(job)], origin=self)

@@ -44,6 +44,7 @@ from scheduler.core.snapshot import (
     Snapshot,
     gang_of,
     kind_of,
+    run_s_of,
 )
 
 FIRST_ROWS = 64
@@ -146,6 +147,8 @@ class ClusterState:
         jobs.priority[row] = job.spec.priority
         jobs.is_preemptible[row] = job.spec.preemptible
         jobs.checkpoint_interval_s[row] = job.spec.checkpoint_interval_s
+        jobs.run_s[row], jobs.longest_run_s[row] = run_s_of(job.spec)
+        jobs.min_runtime_s[row] = job.spec.min_runtime_s
         jobs.queue[row] = self.queue_number[job.spec.queue]
         jobs.gang[row] = self._gang(job)
 

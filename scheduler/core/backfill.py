@@ -1,0 +1,229 @@
+"""Backfill: who is short enough, or far enough away, may start before those who wait longer.
+
+A gang that fits nowhere gets a promise of places: those where it fits first if everybody ends
+as expected (`profile`). A job behind it in the order may start if it is expected to be gone by
+then, or where it takes none of these places. EASY promises to one gang, the first in the order
+that can be given a promise; conservative to as many as the policy's depth. Promises are derived
+anew in every cycle: whoever ends early brings them forward, whoever ends late puts them off.
+Without backfill, nobody starts on nodes that a gang before it in the order could use.
+
+Two bounds keep a gang from waiting for ever on jobs whose end nobody knows, or lied about:
+after the policy's patience it gets a claim if no promise can be made to it, after the
+starvation bound in any case. A claim is a promise from now on: of the tasks that run, those
+that stand in its way on the nodes where fewest do are assumed to end, and nobody behind it
+may start where it will. Every end among them brings the job closer and no start sets it back.
+"""
+
+import numpy as np
+
+from scheduler.core.draft import Booked, Draft, Promise, Space
+from scheduler.core.holdings import Holdings, exodus, holdings_of
+from scheduler.core.model import JobId, JobKind
+from scheduler.core.placement import (
+    Member,
+    Shortfall,
+    Want,
+    could_place,
+    place_gang,
+    places_of,
+)
+from scheduler.core.ports import Backfilling, Policy
+from scheduler.core.profile import Profile
+from scheduler.core.snapshot import BoolColumn, FloatColumn, Rows
+
+TRIES = 64
+"""Gangs for which a cycle looks into the future, about 10 ms each on 5,000 nodes."""
+
+
+class Backfill:
+    """The promises of one cycle."""
+
+    def __init__(self, draft: Draft, policy: Policy) -> None:
+        self._draft = draft
+        self._policy = policy
+        depths = {
+            Backfilling.NONE: 0,
+            Backfilling.EASY: 1,
+            Backfilling.CONSERVATIVE: policy.backfill_depth,
+        }
+        self._n_left = depths[policy.backfill]
+        self._n_tries = TRIES
+        self._never: set[tuple[Want, ...]] = set()  # fit at no moment that can be foreseen
+        self._profile: Profile | None = None  # made when somebody is blocked
+        self._n_gone = 0  # evictions that it knows of
+        self._claims = _Claims(draft)
+        self.claimed: int | None = None  # the job row that has the claim
+
+    def ends_s(self, rows: Rows) -> FloatColumn:
+        """Return when jobs that start now should be gone, with the spread of the estimate."""
+        ends_s: FloatColumn = (
+            self._draft.snapshot.now_s + self._draft.snapshot.jobs.longest_run_s[rows]
+        )
+        return ends_s
+
+    def keep_places(self, row: int, wants: tuple[Want, ...]) -> bool:
+        """Promise places to the job of a row, which fits nowhere; return whether there are any.
+
+        Also if nobody who comes later in the order is kept from anything by it.
+        """
+        musts = tuple(Want(w.role, w.shape, must=w.must, may=()) for w in wants if w.must)
+        waited_s = self._draft.snapshot.now_s - self._waits_since_s(np.array([row]))[0]
+        if self._policy.backfill is Backfilling.NONE:
+            return self._close(row, musts)
+        promise = None
+        if waited_s < self._policy.starvation_s:
+            promise = self._promise(row, musts)
+        if promise is None and waited_s >= self._policy.patience_s and self.claimed is None:
+            promise = self._claims.claim(row, musts)
+            if promise is not None:
+                self.claimed = row
+        if promise is not None:
+            self._draft.promise(promise)
+        return promise is not None
+
+    def expected_start_at_s(self) -> dict[JobId, float]:
+        """Return when the jobs with promises should start, as far as that is known."""
+        job_at = self._draft.snapshot.job_at
+        return {
+            job_at(promise.row).id: promise.start_s
+            for promise in self._draft.promises
+            if promise.places and promise.row != self.claimed
+        }
+
+    def why(self, wants: tuple[Want, ...]) -> str:
+        """Return for whom places are kept that the job, which fits nowhere, could have."""
+        promises = self._draft.met()
+        if not promises or not could_place(self._draft.as_if_unpromised(), wants):
+            return ""
+        first = min(promises, key=lambda promise: promise.row != self.claimed)
+        job_id = self._draft.snapshot.job_at(first.row).id
+        if not first.places:
+            return f"job {job_id} goes first"
+        if first.row == self.claimed:
+            return f"places are kept for job {job_id}, which waits longest"
+        wait_s = first.start_s - self._draft.snapshot.now_s
+        return f"places are kept for job {job_id}, expected to start in {wait_s:.0f} s"
+
+    def moments_s(self, rows: Rows) -> FloatColumn:
+        """Return when time alone may change what is kept for these rows, which fit nowhere."""
+        waits_since_s = self._waits_since_s(rows)
+        return np.concatenate(
+            [
+                waits_since_s + self._policy.patience_s,
+                waits_since_s + self._policy.starvation_s,
+                [promise.start_s for promise in self._draft.promises],
+            ]
+        )
+
+    def _waits_since_s(self, rows: Rows) -> FloatColumn:
+        jobs = self._draft.snapshot.jobs
+        since_s: FloatColumn = np.maximum(jobs.pending_since_s[rows], jobs.eligible_at_s[rows])
+        return since_s
+
+    def _close(self, row: int, wants: tuple[Want, ...]) -> bool:
+        """Close the nodes that the gang could use, unless it can never have enough of them."""
+        draft = self._draft
+        closed = {node for promise in draft.promises for node in promise.nodes}
+        could = np.logical_or.reduce([draft.now.could_take(want.shape) for want in wants])
+        nodes = set(np.flatnonzero(could).tolist()) - closed
+        if not nodes or self._claims.claim(row, wants) is None:
+            return False
+        books = draft.copy_of_later()
+        books.close(nodes)
+        draft.promise(Promise(row, draft.snapshot.now_s, [], books, nodes))
+        return True
+
+    def _promise(self, row: int, wants: tuple[Want, ...]) -> Promise | None:
+        draft = self._draft
+        if not self._n_left or not self._n_tries or wants in self._never:
+            return None
+        self._n_tries -= 1
+        n_gone = int(np.count_nonzero(draft.is_evicted))
+        if self._profile is None or self._n_gone != n_gone:
+            self._profile, self._n_gone = Profile(draft), n_gone
+        run_s = float(draft.snapshot.jobs.longest_run_s[row])
+        promise = self._profile.promise(row, wants, run_s)
+        if promise is None:
+            self._never.add(wants)
+        else:
+            self._n_left -= 1
+        return promise
+
+
+class _Claims:
+    """Places for gangs that no foreseeable end makes room for."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._without_hope: set[tuple[Want, ...]] = set()  # no end of tasks would help them
+        self._running: Holdings | None = None  # made when somebody is due
+        self._held: Holdings | None = None  # with the first `n_seen` places of this draft
+        self._n_seen = 0
+
+    def claim(self, row: int, wants: tuple[Want, ...]) -> Promise | None:
+        """Return a promise from now on; None: not even all ends would make room."""
+        draft = self._draft
+        if wants in self._without_hope:
+            return None
+        others = [place for promise in draft.promises for place in promise.places]
+        found = self._after_the_others(wants, others)
+        if found is None:
+            self._without_hope.add(wants)
+            return None
+        space, members = found
+        now_s = draft.snapshot.now_s
+        for promise in draft.promises:
+            if promise.start_s > now_s:
+                space.give_back(promise.places)
+        places = [Booked(row, *place) for place in places_of(members)]
+        return Promise(row, now_s, places, space, {place.node for place in places})
+
+    def _after_the_others(
+        self, wants: tuple[Want, ...], others: list[Booked]
+    ) -> tuple[Space, list[Member]] | None:
+        """Return books on which enough tasks have ended, and the places of the gang there."""
+        held = self._holdings()
+        space = self._draft.copy_of_later()
+        space.take_again(others)
+        orders = [exodus(held, space, want.shape, len(want.must)) for want in wants]
+        found = [order for order in orders if order is not None]
+        if len(found) < len(orders):
+            return None
+        likely = dict.fromkeys(row for order in found for row in order.rows[: order.n_likely])
+        rest = dict.fromkeys(row for order in found for row in order.rows)
+        for rows in (list(likely), [row for row in rest if row not in likely]):
+            self._release(space, rows)
+            members = place_gang(space, wants)
+            if not isinstance(members, Shortfall):
+                return space, members
+        return None
+
+    def _release(self, space: Space, rows: list[int]) -> None:
+        """Book the jobs as gone, also those that only start now or later."""
+        for row in rows:
+            self._draft.release(space, row, self._draft.snapshot.jobs.tasks[row])
+        gone = set(rows)
+        space.give_back([place for place in self._draft.booked if place.row in gone])
+
+    def _holdings(self) -> Holdings:
+        """Return what will be free one day, oldest jobs first: every holder weighs the same."""
+        draft, jobs = self._draft, self._draft.snapshot.jobs
+        if self._running is None:
+            self._running = holdings_of(draft.snapshot)
+        if self._held is None or self._n_seen < len(draft.booked):
+            n_rows = len(jobs.jobs)
+            rank = np.empty(n_rows, np.intp)
+            rank[np.argsort(jobs.sequence, kind="stable")] = np.arange(n_rows)
+            held = self._running.and_of(draft.booked)
+            self._held = held.of(self._will_end(held)).ordered(rank, np.ones(n_rows))
+            self._n_seen = len(draft.booked)
+        return self._held
+
+    def _will_end(self, held: Holdings) -> BoolColumn:
+        """Return which job rows end by themselves: all but services without an end in sight."""
+        snapshot = self._draft.snapshot
+        will_end = np.zeros(len(snapshot.jobs.jobs), np.bool_)
+        for row in np.unique(held.row).tolist():
+            is_service = snapshot.job_at(row).spec.kind is JobKind.INFERENCE
+            will_end[row] = not is_service or np.isfinite(snapshot.jobs.run_s[row])
+        return will_end & ~self._draft.is_evicted
