@@ -46,7 +46,7 @@ class ValuePacking:
 
     workload: Workload
     reach: tuple[float, ...]
-    """Per shape of the workload: the part of the cluster, 0 to 1, that could ever take it."""
+    """Per shape of the workload: of the nodes large enough, the part that it may go to."""
     _value: "_Value" = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,13 +78,14 @@ class ValuePacking:
 def lepton_packing(nodes: NodeColumns, workload: Workload) -> ValuePacking:
     """Return the packing score for a cluster and the workload expected on it."""
     workload = workload.most_popular(COVERAGE)
-    cpu_milli = np.array([float(node.cpu_milli) for node in nodes.nodes])
-    supply = {True: nodes.n_gpus.astype(float), False: cpu_milli}
+    sizes = [(node.cpu_milli, node.memory_mib, len(node.gpus)) for node in nodes.nodes]
+    size = np.array(sizes, np.int64).reshape(-1, 3)
     reach = []
     for shape in workload.shapes:
-        size = supply[shape.total_gpu_milli > 0]
-        total = float(size.sum())
-        reach.append(float(size[nodes.static_fit(shape)].sum()) / total if total else 0.0)
+        is_large = (size >= (shape.cpu_milli, shape.memory_mib, shape.gpus)).all(axis=1)
+        supply = np.where(is_large, size[:, 2 if shape.total_gpu_milli else 0], 0)
+        total = int(supply.sum())
+        reach.append(int(supply[nodes.static_fit(shape)].sum()) / total if total else 0.0)
     return ValuePacking(workload=workload, reach=tuple(reach))
 
 
@@ -92,7 +93,7 @@ class _Value:
     """V by table, for one workload."""
 
     def __init__(self, workload: Workload, reach: Sequence[float]) -> None:
-        # A shape that only a tenth of the cluster can take comes ten times as often there.
+        # A shape that may go to a tenth of the cluster only comes ten times as often there.
         parts = zip(workload.popularity, reach, strict=True)
         self._demand = np.array(
             [popularity / part if part else 0.0 for popularity, part in parts]

@@ -217,17 +217,19 @@ def value(nodes: NodeColumns, row: int, workload: Workload) -> float:
     fractions, prices = fraction_prices(workload)
     fill = best_fill(fractions, prices, whole=1.0)
     worth = 8000.0 * sum(fill[free] for free in left)
-    supply = sum(len(node.gpus) for node in nodes.nodes)
     for shape, popularity in zip(workload.shapes, workload.popularity, strict=True):
-        may_take = [
-            len(node.gpus)
-            for node in nodes.nodes
-            if not shape.gpu_types or node.gpu_type in shape.gpu_types
-        ]
         node = nodes.nodes[row]
         if shape.gpu_types and node.gpu_type not in shape.gpu_types:
             continue
-        demand = popularity * supply / sum(may_take) if shape.total_gpu_milli else popularity
+        demand = popularity
+        if shape.gpu_types:
+            large = [
+                other
+                for other in nodes.nodes
+                if other.cpu_milli >= shape.cpu_milli and len(other.gpus) >= shape.gpus
+            ]
+            typed = sum(len(other.gpus) for other in large if other.gpu_type in shape.gpu_types)
+            demand *= sum(len(other.gpus) for other in large) / typed
         copies = nodes.free[row, CPU] // shape.cpu_milli
         if shape.memory_mib:
             copies = min(copies, nodes.free[row, MEMORY] // shape.memory_mib)
