@@ -7,6 +7,7 @@ dataclasses, tuples, strings, numbers and None.
 from dataclasses import dataclass
 
 from scheduler.core.model import Job, JobId, JobPhase, Node, Queue, StopCause, Task
+from scheduler.core.records import NOTHING_RECEIVED, Received
 
 DUMP_FORMAT = 1
 
@@ -34,6 +35,7 @@ class JobDump:
     waited_before_s: float = 0.0
     ran_before_s: float = 0.0
     gpu_s_before: float = 0.0
+    received: Received = NOTHING_RECEIVED
     lost_gpu_s: float = 0.0
     reason: str = ""
     exit_code: int | None = None

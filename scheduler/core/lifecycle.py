@@ -20,7 +20,7 @@ from scheduler.core.model import (
     TaskPhase,
 )
 from scheduler.core.plan import Eviction, Start
-from scheduler.core.records import JobRecord
+from scheduler.core.records import JobRecord, Stint
 from scheduler.core.state import ClusterState
 from scheduler.core.transitions import check_job_move, check_task_move
 
@@ -117,6 +117,15 @@ class Lifecycle:
         shape = self._state.shape(record, task)
         held_s = ended.ended_at_s - ended.bound_at_s
         record.gpu_s_before += shape.total_gpu_milli / MILLI * held_s
+        node = self._state.node(task.node)
+        if shape.total_gpu_milli and held_s > 0 and node is not None:
+            stint = Stint(
+                gpu_type=node.gpu_type,
+                gpu_s=shape.total_gpu_milli / MILLI * held_s,
+                from_s=ended.bound_at_s,
+                until_s=ended.ended_at_s,
+            )
+            record.received = record.received.plus(stint)
         record.note(self._at_s, f"{task.id} {phase}{_how(ended)}")
         if record.job.spec.kind is JobKind.INFERENCE:
             self._after_replica(record, ended)

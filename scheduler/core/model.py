@@ -201,6 +201,10 @@ class JobSpec:
     expected_run_s: float = 0.0  # of one attempt, as its user estimates; 0: unknown
     expected_run_spread: float = 0.0  # of that estimate: its relative standard deviation
     min_runtime_s: float = 0.0  # not preempted before an attempt has run so long
+    weight: float = 1.0  # of its share beside other jobs
+    throughputs: tuple[tuple[str, float], ...] = ()  # see `speed_on`; sorted by GPU type
+    deadline_at_s: float = 0.0  # epoch seconds by which it should have ended; 0: none
+    total_work: float = 0.0  # in units of throughput x seconds; 0: unknown
 
     @property
     def n_tasks(self) -> int:
@@ -211,6 +215,14 @@ class JobSpec:
     def total_gpu_milli(self) -> int:
         """GPU wanted over all tasks, in thousandths of a device."""
         return sum(role.count * role.shape.total_gpu_milli for role in self.roles)
+
+    def speed_on(self, gpu_type: str) -> float:
+        """Return the work per second of the whole gang on GPUs of that type.
+
+        A job that says nothing of throughputs works alike on every type; one that does cannot
+        run on a type that it does not name.
+        """
+        return dict(self.throughputs).get(gpu_type, 0.0) if self.throughputs else 1.0
 
 
 MAX_BACKOFF_S = 300.0

@@ -5,7 +5,7 @@ thread that observes events. A finished job's record leaves the core with the ou
 event that finished it and never changes again.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from scheduler.core.model import (
     MILLI,
@@ -20,6 +20,47 @@ from scheduler.core.model import (
 
 HISTORY_LIMIT = 64
 """Lines of history kept per job: enough for a dozen attempts."""
+
+STINTS_KEPT = 32
+"""Stints kept per job: more than the rounds that shares are realised over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stint:
+    """GPU time that tasks of a job, started together, had on one type of GPU."""
+
+    gpu_type: str
+    gpu_s: float
+    from_s: float
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """The GPU time that a job had, but for tasks that still run."""
+
+    gpu_s: tuple[tuple[str, float], ...] = ()  # by GPU type, sorted: all that it ever had
+    stints: tuple[Stint, ...] = ()  # the latest ones
+
+    def plus(self, stint: Stint) -> "Received":
+        """Return this and what a task had that ended now."""
+        totals = dict(self.gpu_s)
+        totals[stint.gpu_type] = totals.get(stint.gpu_type, 0.0) + stint.gpu_s
+        kept = []
+        for other in self.stints:
+            if (other.gpu_type, other.from_s) == (stint.gpu_type, stint.from_s):
+                stint = replace(
+                    stint,
+                    gpu_s=other.gpu_s + stint.gpu_s,
+                    until_s=max(other.until_s, stint.until_s),
+                )
+            else:
+                kept.append(other)
+        kept.append(stint)
+        return Received(gpu_s=tuple(sorted(totals.items())), stints=tuple(kept[-STINTS_KEPT:]))
+
+
+NOTHING_RECEIVED = Received()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +86,7 @@ class JobRecord:
     waited_before_s: float = 0.0  # pending time of earlier waits
     ran_before_s: float = 0.0  # running time of earlier attempts
     gpu_s_before: float = 0.0
+    received: Received = NOTHING_RECEIVED
     lost_gpu_s: float = 0.0
     reason: str = ""
     exit_code: int | None = None

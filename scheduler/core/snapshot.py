@@ -26,6 +26,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.plan import Cause
 from scheduler.core.queue_tree import QueueTree
+from scheduler.core.records import NOTHING_RECEIVED, Received, Stint
 
 IntColumn = NDArray[np.int64]
 FloatColumn = NDArray[np.float64]
@@ -225,12 +226,19 @@ def run_s_of(spec: JobSpec) -> tuple[float, float]:
     return run_s, min(run_s * (1.0 + spec.expected_run_spread), limit_s)
 
 
+def _overlap(stint: Stint, since_s: float, until_s: float) -> float:
+    """Return the part of a stint between two moments."""
+    within_s = min(stint.until_s, until_s) - max(stint.from_s, since_s)
+    return max(within_s, 0.0) / (stint.until_s - stint.from_s)
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class JobColumns:
     """Every live job. Rows are reused; a free row has the phase code -1."""
 
     jobs: list[Job | None]
     tasks: list[tuple[Task, ...]]  # live ones
+    received: list[Received]  # without live tasks
     sequence: IntColumn
     priority: IntColumn
     phase: NDArray[np.int8]  # PHASE_CODE, or -1
@@ -261,12 +269,13 @@ class JobColumns:
             for f in fields(cls)
             if (dtype := _JOB_DTYPES.get(f.name)) is not None
         }
-        return cls(jobs=[], tasks=[], **columns)
+        return cls(jobs=[], tasks=[], received=[], **columns)
 
     def copy(self) -> Self:
         """Return a table that can be written to without touching this one."""
         arrays = {name: getattr(self, name).copy() for name in _JOB_DTYPES}
-        return replace(self, **arrays, jobs=self.jobs.copy(), tasks=self.tasks.copy())
+        lists = {name: getattr(self, name).copy() for name in ("jobs", "tasks", "received")}
+        return replace(self, **arrays, **lists)
 
     def grow(self, n_rows: int) -> None:
         """Add free rows."""
@@ -276,6 +285,7 @@ class JobColumns:
         self.phase[-n_rows:] = -1
         self.jobs.extend([None] * n_rows)
         self.tasks.extend([()] * n_rows)
+        self.received.extend([NOTHING_RECEIVED] * n_rows)
 
 
 _JOB_DTYPES: Mapping[str, type[np.generic]] = {
@@ -382,6 +392,44 @@ class Snapshot:
         wrong = np.where(over, longest_s * 2.0 ** (n_doubled + 1), run_s)
         end_s = np.minimum(started_at_s + wrong, jobs.deadline_at_s[rows])
         return np.maximum(end_s, self.now_s)
+
+    def gpu_s(
+        self,
+        rows: Rows,
+        gpu_types: Sequence[str] | None = None,
+        *,
+        since_s: float = -np.inf,
+        until_s: float = np.inf,
+    ) -> FloatColumn:
+        """Return the GPU time that jobs had on each type between two moments: [rows, types].
+
+        Without types: on all of them, one column. Of long ago, only sums are known: what was
+        before the latest stints is left out if `since_s` is finite.
+        """
+        column = {name: i for i, name in enumerate(gpu_types or ())}
+        had = np.zeros((len(rows), len(gpu_types) if gpu_types is not None else 1))
+        until_s, nodes = min(until_s, self.now_s), self.nodes
+        for i, row in enumerate(rows.tolist()):
+            past, tasks = self.jobs.received[row], self.jobs.tasks[row]
+            if since_s == -np.inf and until_s == self.now_s:
+                amounts = list(past.gpu_s)
+            else:
+                amounts = [
+                    (stint.gpu_type, stint.gpu_s * _overlap(stint, since_s, until_s))
+                    for stint in past.stints
+                ]
+            if tasks:
+                roles = {r.name: r.shape for r in self.gangs[self.jobs.gang[row]]}
+                for task in tasks:
+                    held_s = max(until_s - max(task.bound_at_s, since_s), 0.0)
+                    gpu_type = nodes.nodes[nodes.row_of[task.node]].gpu_type
+                    gpu_milli = roles[task.id.role].total_gpu_milli
+                    amounts.append((gpu_type, gpu_milli / MILLI * held_s))
+            for gpu_type, gpu_s in amounts:
+                place = 0 if gpu_types is None else column.get(gpu_type)
+                if place is not None:
+                    had[i, place] += gpu_s
+        return had
 
     def with_job(self, job: Job) -> "Snapshot":
         """Return a snapshot in which one more job waits: a hypothesis for dry runs."""

@@ -30,7 +30,7 @@ from scheduler.core.model import (
     TaskPhase,
 )
 from scheduler.core.queue_tree import FIRST_TYPE, GPU, QueueTree, gpu_types_of
-from scheduler.core.records import JobRecord, NodeView
+from scheduler.core.records import NOTHING_RECEIVED, JobRecord, NodeView
 from scheduler.core.snapshot import (
     CPU,
     MEMORY,
@@ -175,6 +175,7 @@ class ClusterState:
         live = tuple(t for t in record.tasks.values() if not t.phase.is_final)
         is_running = record.phase is JobPhase.RUNNING
         jobs.tasks[row] = live
+        jobs.received[row] = record.received
         jobs.phase[row] = PHASE_CODE[record.phase]
         jobs.attempt[row] = record.attempt
         jobs.n_unmet[row] = self.n_unmet.get(record.id, 0)
@@ -201,6 +202,7 @@ class ClusterState:
         jobs.phase[row] = -1
         jobs.jobs[row] = None
         jobs.tasks[row] = ()
+        jobs.received[row] = NOTHING_RECEIVED
         self._free_rows.append(row)
         del self.records[record.id]
         self._forget_gangs()
