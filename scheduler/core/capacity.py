@@ -6,6 +6,7 @@ disagree. Amounts are integers and `give` undoes `take` exactly.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Tasks:
     """What many tasks hold, as columns: H tasks and the devices of each, in the same order."""
 
     node: Rows  # [H]
-    amount: IntColumn  # [H, 2] milli-CPU, MiB
+    amount: IntColumn  # [H, 3] milli-CPU, MiB, thousandths of GPUs
     width: IntColumn  # [H] column of `n_by_width`, -1: no devices
     first_device: IntColumn  # [H + 1] where the devices of each begin
     device_node: Rows  # [V]
@@ -51,27 +52,31 @@ class Tasks:
         )
 
 
-def tasks_of(nodes: NodeColumns, places: Sequence[tuple[int, Shape, Devices]]) -> Tasks:
-    """Return what tasks at these places hold, as columns."""
-    number: dict[Shape, int] = {}
-    shape_of = np.array([number.setdefault(shape, len(number)) for _, shape, _ in places], int)
+def tasks_of(
+    nodes: NodeColumns,
+    node: Rows,
+    shape_of: Rows,
+    shapes: Sequence[Shape],
+    devices: Sequence[Devices],
+) -> Tasks:
+    """Return as columns what tasks hold that have a node, a shape's number and devices each."""
     asks = np.array(
-        [[s.cpu_milli, s.memory_mib, s.gpus, s.gpu_milli, s.gpu_memory_mib] for s in number],
+        [[s.cpu_milli, s.memory_mib, s.gpus, s.gpu_milli, s.gpu_memory_mib] for s in shapes],
         np.int64,
     ).reshape(-1, 5)[shape_of]
-    node = np.array([row for row, _, _ in places], np.intp)
-    n_devices = np.array([len(devices) for _, _, devices in places], np.int64)
-    of_task = np.repeat(np.arange(len(places)), n_devices)
+    # A whole shape has as many devices as it asks for, a fraction one.
+    n_devices = np.where(asks[:, 2] > 0, asks[:, 2], asks[:, 3] > 0)
+    of_task = np.repeat(np.arange(len(node)), n_devices)
     device_mib = nodes.device_memory_mib[node[of_task]]
     _, _, gpus, milli, mib = asks[of_task].T
     of_fraction_mib = np.where(mib > 0, mib, device_mib * milli // MILLI)
     return Tasks(
         node=node,
-        amount=asks[:, :2],
+        amount=np.column_stack([asks[:, :2], asks[:, 2] * MILLI + asks[:, 3]]),
         width=np.where(n_devices > 0, np.minimum(asks[:, 2], N_WIDTHS - 1), -1),
         first_device=np.concatenate([[0], np.cumsum(n_devices)]),
         device_node=node[of_task],
-        device=np.array([d for _, _, devices in places for d in devices], np.intp),
+        device=np.fromiter(chain.from_iterable(devices), np.intp),
         device_amount=np.column_stack(
             [np.where(gpus > 0, MILLI, milli), np.where(gpus > 0, device_mib, of_fraction_mib)]
         ),

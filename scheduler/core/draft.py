@@ -374,21 +374,19 @@ class Draft:
         """Return the books of now as they would be without promises."""
         return self._tiers[0].now
 
-    def _derive(self, nodes: Iterable[int], above: int = 0) -> None:
+    def _derive(self, nodes: Iterable[int], above: int = 0, but: Space | None = None) -> None:
         """Work out again what the tiers above that one offer on these nodes."""
         least = self._tiers[0]
-        for number, tier in enumerate(self._tiers):
-            if number <= above:
-                continue
-            for node in nodes:
-                kept = [p.books for p in self.promises[:number] if node in p.nodes]
-                tier.now.follow(least.now, node)
-                for books in kept:
-                    tier.now.lower_to(books, (node,))
-                if tier.later is not None and least.later is not None:
-                    tier.later.follow(least.later, node)
-                    for books in kept:
-                        tier.later.lower_to(books, (node,))
+        for number in range(above + 1, len(self._tiers)):
+            tier, promises = self._tiers[number], self.promises[:number]
+            for space, source in ((tier.now, least.now), (tier.later, least.later)):
+                if space is None or source is None or space is but:
+                    continue
+                for node in nodes:
+                    space.follow(source, node)
+                    for promise in promises:
+                        if node in promise.nodes:
+                            space.lower_to(promise.books, (node,))
 
     # Bookings
 
@@ -400,7 +398,7 @@ class Draft:
                 least.now.take(node, shape, devices)
             if least.later is not None:
                 least.later.take(node, shape, devices)
-        self._note(row, places)
+        self._note(row, places, taken_from=self.now)
 
     def note_hold(self, row: int, places: Sequence[Place]) -> None:
         """Book places that were taken on the later books everywhere else, too."""
@@ -410,16 +408,16 @@ class Draft:
             for node, shape, devices in places:
                 least.later.take(node, shape, devices)
         least.now.lower_to(least.later, {node for node, _, _ in places})
-        self._note(row, places)
+        self._note(row, places, taken_from=self.later)
 
-    def _note(self, row: int, places: Sequence[Place]) -> None:
+    def _note(self, row: int, places: Sequence[Place], taken_from: Space | None) -> None:
         self.booked += [Booked(row, *place, self._end_s) for place in places]
         for promise in self.promises[: self._tier]:
             for node, shape, devices in places:
                 if node in promise.nodes:
                     promise.books.take(node, shape, devices)
         if self.promises:
-            self._derive({node for node, _, _ in places})
+            self._derive({node for node, _, _ in places}, but=taken_from)
 
     def note_ends(self, ends: Iterable[tuple[int, Sequence[Task]]]) -> None:
         """Book tasks that were released on the later books as gone everywhere else, too."""

@@ -99,7 +99,9 @@ class Preemption:
     def _opened(self, row: int, shape: Shape, n_tasks: int) -> Offers | None:
         draft = self._draft
         allowed = self._rule(draft.snapshot, row, self._fair_game)
-        allowed = allowed[~draft.is_evicted[allowed] & draft.is_clear()[allowed]]
+        allowed = allowed[~draft.is_evicted[allowed]]
+        if len(allowed):
+            allowed = allowed[draft.is_clear()[allowed]]
         if not len(allowed):
             return None
         is_allowed = np.zeros(len(draft.is_evicted), np.bool_)

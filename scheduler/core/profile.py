@@ -15,7 +15,7 @@ from scheduler.core.draft import Booked, Draft, Promise, Space
 from scheduler.core.holdings import copies_of, free_of, run_starts
 from scheduler.core.model import Shape
 from scheduler.core.placement import Shortfall, Want, could_place, place_gang, places_of
-from scheduler.core.snapshot import FloatColumn, IntColumn, Rows
+from scheduler.core.snapshot import FloatColumn, IntColumn, Rows, Snapshot
 
 
 class Profile:
@@ -29,20 +29,25 @@ class Profile:
         ends_s = snapshot.expected_end_s(running)
         order = np.argsort(ends_s, kind="stable")
         order = order[np.isfinite(ends_s[order])]
+        held = [jobs.tasks[row] for row in running[order].tolist()]
+        tasks = [task for members in held for task in members]
         row_of = snapshot.nodes.row_of
-        places: list[tuple[int, Shape, tuple[int, ...]]] = []
-        n_tasks = np.zeros(len(order), np.int64)
-        for number, row in enumerate(running[order].tolist()):
-            shapes = {role.name: role.shape for role in snapshot.gangs[jobs.gang[row]]}
-            n_tasks[number] = len(jobs.tasks[row])
-            places += [
-                (row_of[task.node], shapes[task.id.role], task.devices)
-                for task in jobs.tasks[row]
-            ]
-        self._ends_s = np.repeat(ends_s[order], n_tasks)  # of each task
-        self._tasks = capacity.tasks_of(snapshot.nodes, places)
-        gpu_milli = [shape.total_gpu_milli for _, shape, _ in places]
-        self._amount = np.column_stack([self._tasks.amount, np.array(gpu_milli, np.int64)])
+        gang_of = np.repeat(jobs.gang[running[order]], [len(members) for members in held])
+        shapes = _Shapes(snapshot)
+        self._ends_s = np.repeat(ends_s[order], [len(members) for members in held])
+        self._tasks = capacity.tasks_of(
+            snapshot.nodes,
+            np.array([row_of[task.node] for task in tasks], np.intp),
+            np.array(
+                [
+                    shapes[gang, task.id.role]
+                    for gang, task in zip(gang_of.tolist(), tasks, strict=True)
+                ],
+                np.intp,
+            ),
+            shapes.shapes,
+            [task.devices for task in tasks],
+        )
 
     def promise(self, row: int, wants: tuple[Want, ...], run_s: float) -> Promise | None:
         """Return places for the gang of a job row as soon as there are any; None: never.
@@ -109,7 +114,7 @@ class Profile:
         ]
         node = np.append(self._tasks.node, np.array([p.node for p in leaving], np.intp))
         ends_s = np.append(self._ends_s, [p.until_s for p in leaving])
-        amount = np.vstack([self._amount, np.array(asks, np.int64).reshape(-1, 3)])
+        amount = np.vstack([self._tasks.amount, np.array(asks, np.int64).reshape(-1, 3)])
         order = np.lexsort((ends_s, node))
         return node[order], ends_s[order], amount[order]
 
@@ -122,6 +127,21 @@ class Profile:
         for promise in kept:
             space.take_again(place for place in promise.places if place.until_s > at_s)
         return space
+
+
+class _Shapes(dict[tuple[int, str], int]):
+    """The number of the shape of each role of a gang."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__()
+        self._gangs = snapshot.gangs
+        self.shapes: list[Shape] = []
+
+    def __missing__(self, key: tuple[int, str]) -> int:
+        gang, name = key
+        number = self[key] = len(self.shapes)
+        self.shapes.append(next(role.shape for role in self._gangs[gang] if role.name == name))
+        return number
 
 
 def _earliest(
