@@ -10,7 +10,7 @@ from pathlib import Path
 import cli_testing
 import pytest
 import yaml
-from daemon_testing import LEPTON, DaemonProcess, running_daemon, wait_until
+from daemon_testing import LEPTON, DaemonProcess, prepare_daemon, running_daemon, wait_until
 from security_testing import Authority
 from typer.testing import Result
 
@@ -243,6 +243,40 @@ def test_a_stranger_is_refused_and_a_token_opens_the_door(tmp_path: Path):
     assert json.loads(known.stdout)["user"] == "ada"
     assert tokens.stat().st_mode & 0o077 == 0
     assert token not in tokens.read_text()
+
+
+def test_a_client_certificate_that_is_not_trusted_or_not_ones_own_is_named(tmp_path: Path):
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+    server, ada, eve = (authority.sign(n) for n in ("server", "ada", "eve"))
+    mallory = stranger.sign("mallory")
+    security = {
+        "tls_cert": str(server.cert),
+        "tls_key": str(server.key),
+        "client_ca": str(authority.cert),
+    }
+    with running_daemon(tmp_path / "daemon", security=security) as daemon:
+
+        def info(cert: Path, key: Path) -> Result:
+            pair = ("--cert", str(cert), "--key", str(key))
+            return lepton(daemon, "info", "--ca", str(authority.cert), *pair, "-o", "json")
+
+        known = info(ada.cert, ada.key)
+        unknown = info(mallory.cert, mallory.key)
+        mixed = info(ada.cert, eve.key)
+
+    assert json.loads(known.stdout)["user"] == "ada"
+    assert (unknown.exit_code, "--cert" in unknown.stderr) == (1, True)
+    assert (mixed.exit_code, "is no certificate that" in mixed.stderr) == (64, True)
+
+
+def test_an_unprotected_address_is_refused_before_anything_is_touched(tmp_path: Path):
+    daemon = prepare_daemon(tmp_path, listen="0.0.0.0:7070")
+
+    daemon.spawn()
+
+    assert daemon.wait() == 64
+    assert "only loopback may go without TLS" in daemon.log()
+    assert not daemon.folder.exists()
 
 
 def test_help_comes_at_once():

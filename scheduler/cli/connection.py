@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -49,7 +50,8 @@ _TLS_TROUBLE = (
     (
         "Socket closed",
         "hangs up on us",
-        "It may want TLS: give --ca (or LEPTON_CA).",
+        "It may want TLS (--ca or LEPTON_CA), or a certificate of yours that it trusts (--cert"
+        " and --key).",
     ),
 )
 
@@ -129,6 +131,20 @@ def _check_files(settings: Settings) -> None:
             raise CommandError(f"{option}: there is no file {path}", code=ExitCode.USAGE)
     if bool(settings.cert) != bool(settings.key):
         raise CommandError("--cert and --key belong together", code=ExitCode.USAGE)
+    if settings.cert is not None:
+        _check_pair(settings)
+
+
+def _check_pair(settings: Settings) -> None:
+    """Say now what is wrong with a certificate: gRPC would only fail to connect."""
+    assert settings.cert is not None
+    try:
+        ssl.create_default_context().load_cert_chain(settings.cert, settings.key, password="")
+    except (OSError, ValueError) as error:
+        raise CommandError(
+            f"{settings.cert} is no certificate that {settings.key} belongs to: {error}",
+            code=ExitCode.USAGE,
+        ) from error
 
 
 def server_address(settings: Settings) -> str:

@@ -59,8 +59,13 @@ def run_daemon(config: DaemonConfig) -> None:
     """Run a daemon with this configuration until it is asked to stop."""
     from scheduler.clock import SystemClock
     from scheduler.daemon.journal import Journal
+    from scheduler.daemon.security import Guard
 
     clock = SystemClock()
+    try:
+        Guard.from_config(config)  # before anything is touched: it would be refused later
+    except InvalidInput as error:
+        raise CommandError(str(error), code=ExitCode.USAGE) from error
     try:
         journal = Journal.open(config.folder, clock=clock)
     except (SchedulerError, OSError) as error:  # locked, damaged, too new, a full disk
