@@ -54,6 +54,14 @@ def _known_policy(value: str) -> str:
     return value
 
 
+def _known_score(value: str) -> str:
+    from policies.registry import AIMED_SCORES, SCORES
+
+    if value not in {*SCORES, *AIMED_SCORES}:
+        raise ValueError(f"must be one of {', '.join([*SCORES, *AIMED_SCORES])}, not {value!r}")
+    return value
+
+
 HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
 """`HOST:PORT`; port 0 takes a free one, told in `daemon.json`."""
 FilePath = Annotated[Path, AfterValidator(_from_file)]
@@ -171,6 +179,7 @@ class DaemonConfig(_Section):
     web_listen: HostAndPort | None = DEFAULT_WEB_LISTEN  # metrics and health; null: off
     folder: FilePath = Field(default_factory=lambda: platformdirs.user_state_path("lepton"))
     policy: Annotated[str, AfterValidator(_known_policy)] = "priority"
+    score: Annotated[str, AfterValidator(_known_score)] = "best-fit"  # where tasks go best
     cycle_s: PositiveFloat = 10.0  # the longest time between two decisions
     debounce_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.01
     dump_every_events: PositiveInt = 20_000

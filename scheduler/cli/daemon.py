@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ from scheduler.core.model import Node
 
 if TYPE_CHECKING:
     from scheduler.clock import Clock
+    from scheduler.core.ports import Policy
+    from scheduler.core.snapshot import Snapshot
     from scheduler.daemon.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -95,7 +98,7 @@ def _with_options(
 
 
 async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") -> None:
-    from policies.registry import policy_named
+    from policies.registry import AIMED_SCORES, policy_named
     from scheduler.daemon.daemon import Daemon
     from scheduler.daemon.rpc import serve_rpc
     from scheduler.daemon.serving import run_daemon as serve
@@ -113,13 +116,20 @@ async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") ->
     daemon = Daemon(
         config,
         journal=journal,
-        policy=policy_named(config.policy),
+        policy=policy_named(config.policy, score=config.score),
+        aim_policy=partial(_policy_for, config) if config.score in AIMED_SCORES else None,
         clock=clock,
         make_executor=lambda report: LocalExecutor(
             config.folder / "tasks", nodes, report=report, clock=clock, settings=settings
         ),
     )
     await serve(daemon, nodes, serve_rpc=serve_rpc)
+
+
+def _policy_for(config: DaemonConfig, snapshot: "Snapshot") -> "Policy":
+    from policies.registry import policy_named
+
+    return policy_named(config.policy, score=config.score, snapshot=snapshot)
 
 
 def _nodes(config: DaemonConfig) -> Sequence[Node]:

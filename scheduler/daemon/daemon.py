@@ -29,6 +29,7 @@ from scheduler.core.model import JobId
 from scheduler.core.plan import Accepted, Outcome, Rejected, Unplaced
 from scheduler.core.ports import Executor, Policy, ReportEvent
 from scheduler.core.records import JobRecord
+from scheduler.core.snapshot import Snapshot
 from scheduler.daemon.codec_views import job_message
 from scheduler.daemon.job_store import JobStore
 from scheduler.daemon.journal import Journal, JournalUnavailable
@@ -60,10 +61,12 @@ class Daemon:
         policy: Policy,
         clock: Clock,
         make_executor: Callable[[ReportEvent], Executor],
+        aim_policy: Callable[[Snapshot], Policy] | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
         self.policy = policy
+        self.aim_policy = aim_policy  # makes it anew for the jobs there are, from time to time
         self.journal = journal
         self.engine = Engine()
         self.store = JobStore(journal)
