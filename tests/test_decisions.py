@@ -634,6 +634,17 @@ class TestPreemption:
         assert not decided.started  # `next` would delay `high`
         assert decided.unplaced["next"].cause is Cause.GPUS
 
+    def test_what_starts_now_is_not_promised_to_others_later(self, cluster: Cluster) -> None:
+        cluster.add_nodes(1, gpus=2)
+        cluster.submit("leaving", gpus=1)
+        cluster.cycle()
+        cluster.cancel("leaving")
+        cluster.submit("first", gpus=1)
+        cluster.submit("second", gpus=2)
+        decided = cluster.cycle()
+        assert decided.started == ["first"]
+        assert decided.unplaced["second"].cause is Cause.GPUS
+
     def test_a_service_that_is_stopped_as_a_whole_is_not_refilled_in_the_same_plan(
         self, cluster: Cluster
     ) -> None:
@@ -925,6 +936,16 @@ class TestSnapshots:
         )
         assert cluster.phases("kept", "unplaceable") == [RUNNING, PENDING]
         assert cluster.cycle().started == ["unplaceable"]
+
+    def test_device_memory_may_be_gone_by_the_time_a_plan_is_committed(
+        self, cluster: Cluster
+    ) -> None:
+        cluster.add_nodes(1, gpus=1, gpu_memory_mib=1000)
+        cluster.submit("slow", gpus=0.1, gpu_memory_mib=800)
+        late = cluster.decide()
+        cluster.submit("quick", gpus=0.1, gpu_memory_mib=800, priority=1)
+        assert cluster.cycle().started == ["quick"]
+        assert cluster.commit(late).outcome.stale == (cluster.ids["slow"],)
 
     def test_the_same_plan_twice_starts_once(self, cluster: Cluster) -> None:
         cluster.add_nodes(1, gpus=8)
