@@ -178,8 +178,10 @@ def _per_device(nodes: NodeColumns, row: int, shape: Shape) -> tuple[int, int]:
 
 def count_devices(nodes: NodeColumns, row: int) -> None:
     """Derive what the node's devices can still give from what is taken and healthy."""
-    left = np.where(nodes.is_healthy[row], MILLI - nodes.device_used[row], 0)
+    # Plain integers: a node has a handful of devices, and numpy is slow on so few.
+    devices = zip(nodes.is_healthy[row].tolist(), nodes.device_used[row].tolist(), strict=True)
+    left = [MILLI - used if is_healthy else 0 for is_healthy, used in devices]
     nodes.device_free[row] = left
     free = nodes.free[row]
-    free[GPUS] = np.count_nonzero(left == MILLI)
-    free[FRACTION] = left.max(initial=0)
+    free[GPUS] = left.count(MILLI)
+    free[FRACTION] = max(left, default=0)
