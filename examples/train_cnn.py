@@ -160,8 +160,6 @@ def start_run(args: argparse.Namespace, gang: Gang, folder: Path | None) -> Run:
         dist.broadcast_object_list(shared, src=0, device=gang.device)
     if shared[0] is not None:
         run.restore(shared[0])
-        if gang.leads:
-            print(f"resumed from step {run.step}", flush=True)
     return run
 
 
@@ -173,6 +171,8 @@ def train(
     n_steps = args.epochs * batches.per_epoch
     resumed_from_step, started_s = run.step, time.monotonic()
     stop = StopFlag()
+    if gang.leads and resumed_from_step:
+        print(f"resumed from step {resumed_from_step}", flush=True)
     try:
         finished = take_steps(args, gang, run, batches, n_steps, stop, folder)
     except RuntimeError as failure:

@@ -144,6 +144,8 @@ def fit(
     settings = {"model": args.model, "table": args.table, "seed": args.seed}
     first = step = resume(folder, model, optimizer, settings)
     stop, saved_at_s = StopFlag(), time.monotonic()
+    if first:
+        print(f"resumed from step {first}", flush=True)
     model.train()
     while step < args.steps and not stop.is_set:
         optimizer.zero_grad()
@@ -177,7 +179,6 @@ def resume(
         raise SystemExit(f"the checkpoint is of {state['settings']}, not {settings}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    print(f"resumed from step {step}", flush=True)
     return step
 
 
