@@ -308,13 +308,26 @@ class TestReclaim:
         assert used_gpus(cluster, "b") == 4
         assert cluster.decide().is_empty
 
-    def test_priority_reaches_into_other_queues_only_for_what_they_borrow(self) -> None:
-        cluster = cluster_of({"a": {"guaranteed": {"gpus": 4}}, "b": {}})
+    @pytest.mark.parametrize("is_shared", [False, True])
+    def test_priority_reaches_into_other_queues_unless_they_share(
+        self, is_shared: bool
+    ) -> None:
+        about = {"guaranteed": {"gpus": 4}} if is_shared else {"limit": {"gpus": 8}}
+        cluster = cluster_of({"a": about, "b": {}})
         fill(cluster, "a", 8, priority=0)
         cluster.settle()
         fill(cluster, "b", 8, priority=9)
         cluster.settle()
-        assert (used_gpus(cluster, "a"), used_gpus(cluster, "b")) == (4, 4)
+        assert used_gpus(cluster, "b") == (0 if is_shared else 8)
+
+    def test_a_wide_job_does_not_fight_a_thin_one_of_its_queue_for_the_guarantee(self) -> None:
+        cluster = cluster_of({"a": {"guaranteed": {"gpus": 1}}, "b": {"weight": 2.0}}, gpus=2)
+        cluster.submit("thin", queue="a", gpus=1)
+        cluster.submit("other", queue="b", gpus=1, preemptible=False)
+        cluster.settle()
+        cluster.submit("wide", queue="a", tasks=2, min_tasks=2, gpus=0.5, cpus=20, priority=9)
+        cluster.settle()
+        assert cluster.phases("thin", "wide") == [PENDING, RUNNING]
 
     def test_in_queue_priority_stays_at_home(self) -> None:
         cluster = cluster_of(

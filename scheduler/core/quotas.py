@@ -26,9 +26,15 @@ from scheduler.core.queue_tree import (
     amounts_of,
     figure,
 )
-from scheduler.core.snapshot import PHASE_CODE, BoolColumn, IntColumn, Rows, Snapshot
+from scheduler.core.snapshot import PHASE_CODE, BoolColumn, Gang, IntColumn, Rows, Snapshot
 
 PENDING = PHASE_CODE[JobPhase.PENDING]
+
+Rank = tuple[int, ...]
+"""At each level of the tree, the highest first, what a job is owed; see `Quotas.rank`."""
+
+OWED_NOTHING = 4
+END = 5
 
 
 class Ledger:
@@ -92,9 +98,12 @@ class Ledger:
     def over(self, queue: int, amounts: IntColumn) -> tuple[int, int] | None:
         """Return the first (row, column) on the way up where the amounts go too far."""
         path = self._tree.paths[queue]
-        rise = amounts if self._reserves is None else np.array(self._rises(queue, amounts))
-        exceeds = self._charged[path] + rise > self._ceiling[path]
-        exceeds &= rise > 0
+        ceiling = self._ceiling[path]
+        exceeds = self.used[path] + amounts > ceiling
+        exceeds &= amounts > 0
+        if self._reserves is not None:
+            rise = np.array(self._rises(queue, amounts))
+            exceeds |= (self._charged[path] + rise > ceiling) & (rise > 0)
         if not exceeds.any():
             return None
         at, column = np.argwhere(exceeds)[0].tolist()
@@ -143,7 +152,8 @@ class Quotas:
         self._bounds_types: BoolColumn = np.logical_or.reduce(bounds, axis=1)
         self._columns: dict[Shape, tuple[int, ...]] = {}
         self._needs: dict[int, tuple[IntColumn, bool]] = {}
-        self._options: dict[int | None, list[tuple[IntColumn, str | None]]] = {}
+        self._options: dict[int, list[tuple[IntColumn, str | None]]] = {}
+        self._lines: dict[int, list[tuple[int, list[int]]]] = {}
         self._held: dict[int, IntColumn] = {}
         for row in np.flatnonzero(snapshot.jobs.n_stopping > 0).tolist():
             tasks = snapshot.jobs.tasks[row]
@@ -191,21 +201,65 @@ class Quotas:
         Which of several types a gang gets is open, so each is an option for all of it.
         """
         jobs = self.snapshot.jobs
-        gang = int(jobs.gang[row]) if jobs.phase[row] == PENDING else None
+        if jobs.phase[row] != PENDING:
+            return self._options_of(least_of(wants_of(self.snapshot, row)))
+        gang = int(jobs.gang[row])
         known = self._options.get(gang)
         if known is None:
-            least = least_of(wants_of(self.snapshot, row))
-            total, is_open = self._total(least)
-            known = [(total, None)]
-            if is_open:
-                open_wants = [w for w in least if len(self._type_columns(w.shape)) > 1]
-                milli = sum(w.shape.total_gpu_milli * len(w.must) for w in open_wants)
-                for column in self._type_columns(open_wants[0].shape):
-                    of_type = total.copy()
-                    of_type[column] += milli
-                    known.append((of_type, self.tree.gpu_types[column - FIRST_TYPE]))
-            if gang is not None:
-                self._options[gang] = known
+            least = least_of_gang(self.snapshot.gangs[gang])
+            known = self._options[gang] = self._options_of(least)
+        return known
+
+    def _options_of(self, least: tuple[Want, ...]) -> list[tuple[IntColumn, str | None]]:
+        total, is_open = self._total(least)
+        options: list[tuple[IntColumn, str | None]] = [(total, None)]
+        if is_open:
+            open_wants = [w for w in least if len(self._type_columns(w.shape)) > 1]
+            milli = sum(w.shape.total_gpu_milli * len(w.must) for w in open_wants)
+            for column in self._type_columns(open_wants[0].shape):
+                of_type = total.copy()
+                of_type[column] += milli
+                options.append((of_type, self.tree.gpu_types[column - FIRST_TYPE]))
+        return options
+
+    def rank(self, row: int, *, as_gang: bool = False) -> Rank:
+        """Return what a job is owed as the later ledger stands: the less, the more urgent.
+
+        Per level of its queue's path, the highest first: 0 to 3 if the queue there stays
+        within its guarantee, by what counts most of what the job asks for and it guarantees: a
+        GPU type, GPUs, memory, CPUs; 4 if it would borrow. A running job is ranked as if
+        it had been stopped with `as_gang`.
+        """
+        nodes = self._ranked_nodes(int(self.snapshot.jobs.queue[row]))
+        if not any(nodes):
+            return (END,)
+        if as_gang:
+            gang = self.snapshot.gangs[self.snapshot.jobs.gang[row]]
+            options = self._options_of(least_of_gang(gang))
+        else:
+            options = self.options(row)
+        used = self.later.used
+        rows = [used[node].tolist() if promised else [] for node, promised in nodes]
+        ranks = []
+        for need, _ in options:
+            wanted: list[int] = need.tolist()
+            ranks.append(
+                tuple(
+                    _owed(wanted, have, promised)
+                    for have, (_, promised) in zip(rows, nodes, strict=True)
+                )
+            )
+        return min(_closed(rank) for rank in ranks)
+
+    def _ranked_nodes(self, queue: int) -> list[tuple[int, list[int]]]:
+        """Return the queues above and including this one, with what they are guaranteed."""
+        known = self._lines.get(queue)
+        if known is None:
+            guaranteed = self.tree.guaranteed
+            path = self.tree.paths[queue][-2::-1].tolist()
+            lists = [guaranteed[n].tolist() if guaranteed[n].any() else [] for n in path]
+            known = list(zip(path, lists, strict=True)) if any(lists) else []
+            self._lines[queue] = known
         return known
 
     def need(self, row: int, wants: tuple[Want, ...]) -> tuple[IntColumn, bool]:
@@ -408,7 +462,7 @@ class Claim:
         queue_of = quotas.snapshot.jobs.queue
         if self._rule is QueuePreemption.NEVER:
             return fair_game[:0]
-        if self._rule is QueuePreemption.IN_QUEUE:
+        if self._rule is QueuePreemption.IN_QUEUE or quotas.tree.has_shares:
             by_policy = by_policy[queue_of[by_policy] == self._queue]
         if not self.is_entitled:
             return by_policy
@@ -436,9 +490,7 @@ class Claim:
         """Return whether the job of a row may go besides those already booked as gone."""
         quotas, tree = self._quotas, self._quotas.tree
         queue = int(quotas.snapshot.jobs.queue[row])
-        if queue == self._queue:
-            return bool(by_policy[row])
-        if not tree.has_guarantees:
+        if queue == self._queue or not tree.has_shares:
             return bool(by_policy[row])
         chain = []
         node = queue
@@ -447,13 +499,9 @@ class Claim:
             node = int(tree.parent[node])
         at = self._on_path[node]
         held = quotas.held(row)
-        if self._contested[at].any() and (held[self._contested[at]] > 0).any():
-            protected = self._protected[at]
-            if self._stay_within(chain, held, protected & (held > 0)):
-                return True
-        if not by_policy[row] or self._rule is not QueuePreemption.ANYWHERE:
+        if not (held[self._contested[at]] > 0).any():
             return False
-        return self._stay_within(chain, held, held > 0)
+        return self._stay_within(chain, held, self._protected[at] & (held > 0))
 
     def _stay_within(self, chain: list[int], held: IntColumn, columns: BoolColumn) -> bool:
         """Return whether the queues keep their guarantees of these columns without it."""
@@ -478,6 +526,30 @@ def _protected(contested: BoolColumn) -> BoolColumn:
             if not contested[GPU]:
                 protected[MEMORY] = True
     return protected
+
+
+def _closed(rank: Rank) -> Rank:
+    """Return a rank that compares with those of other depths."""
+    n_levels = len(rank)
+    while n_levels and rank[n_levels - 1] == OWED_NOTHING:
+        n_levels -= 1
+    return (*rank[:n_levels], END)
+
+
+def _owed(need: list[int], used: list[int], promised: list[int]) -> int:
+    owed = OWED_NOTHING
+    for column in range(len(promised) - 1, -1, -1):
+        if need[column] > 0 and promised[column] > 0:
+            if used[column] + need[column] > promised[column]:
+                return OWED_NOTHING
+            owed = min(owed, 0 if column >= FIRST_TYPE else FIRST_TYPE - column)
+    return owed
+
+
+def least_of_gang(gang: Gang) -> tuple[Want, ...]:
+    """Return what must be placed for a job to start that has nothing yet."""
+    wants = [Want(r.name, r.shape, must=tuple(range(r.min_count)), may=()) for r in gang]
+    return tuple(want for want in wants if want.must)
 
 
 def least_of(wants: tuple[Want, ...]) -> tuple[Want, ...]:

@@ -163,12 +163,29 @@ class _Search:
             if not len(near):
                 return []
             if self._free_places(near) and self._free_quota(near, need):
-                return self._reprieve()
+                return self._checked(self._reprieve())
             self._undo()
         if self._free_places(allowed) and self._free_quota(allowed, need):
-            return self._reprieve()
+            return self._checked(self._reprieve())
         self._undo()
         return []
+
+    def _checked(self, victims: list[Victim]) -> list[Victim]:
+        """Return the victims if none of them would be served before the job from now on.
+
+        Else it would take the places that were freed for the job, time and again.
+        """
+        quotas, queue_of = self._quotas, self._draft.snapshot.jobs.queue
+        if not quotas.tree.has_shares:
+            return victims
+        mine = quotas.rank(self._row)
+        for victim in victims:
+            theirs = quotas.rank(victim.row, as_gang=True)
+            is_at_home = queue_of[victim.row] == queue_of[self._row]
+            if not (mine < theirs or (is_at_home and mine == theirs)):
+                self._undo()
+                return []
+        return victims
 
     def _is_below(self, rows: Rows, blocker: int) -> BoolColumn:
         tree, queue = self._quotas.tree, self._draft.snapshot.jobs.queue
