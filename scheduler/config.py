@@ -7,7 +7,7 @@ Whether an address may be served as configured is left to `daemon.security`.
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import (
@@ -172,6 +172,15 @@ class RetentionConfig(_Section):
     events_days: PositiveFloat = 7.0  # journalled events that a dump has made redundant
 
 
+class BackfillConfig(_Section):
+    """Who may start before a gang that comes first and fits nowhere yet."""
+
+    kind: Literal["none", "easy", "conservative"] = "easy"
+    depth: Annotated[int, Field(ge=1, le=64)] = 8  # gangs that conservative keeps places for
+    patience_s: PositiveFloat = 600.0  # then places are kept for it without known ends, too
+    starvation_s: PositiveFloat = 86_400.0  # then nobody passes it on its places any more
+
+
 class DaemonConfig(_Section):
     """Everything `lepton daemon` can be told."""
 
@@ -180,6 +189,7 @@ class DaemonConfig(_Section):
     folder: FilePath = Field(default_factory=lambda: platformdirs.user_state_path("lepton"))
     policy: Annotated[str, AfterValidator(_known_policy)] = "priority"
     score: Annotated[str, AfterValidator(_known_score)] = "best-fit"  # where tasks go best
+    backfill: BackfillConfig = BackfillConfig()
     cycle_s: PositiveFloat = 10.0  # the longest time between two decisions
     debounce_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.01
     dump_every_events: PositiveInt = 20_000

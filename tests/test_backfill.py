@@ -9,6 +9,7 @@ import pytest
 from backfill_testing import Life, policy_with, random_works
 from cluster_testing import Cluster, role_of
 
+from scheduler.core.cycle import expected_start, n_ahead
 from scheduler.core.model import JobKind, JobPhase, StopCause
 from scheduler.core.plan import Cause
 
@@ -442,3 +443,39 @@ class TestRandomLives:
         assert "wide" in running
         assert waited_s <= 500 + 100
         cluster.validate()
+
+
+class TestForeseen:
+    """What is told on demand goes further than the promises of a decision."""
+
+    def test_a_hypothetical_job_comes_after_those_that_wait(self, easy: Cluster) -> None:
+        easy.add_nodes(1, gpus=4)
+        easy.submit("running", gpus=4, expected_run_s=100)
+        easy.cycle()
+        easy.submit("first", gpus=4, expected_run_s=50)
+        easy.submit("second", gpus=4, expected_run_s=20)
+        assert expected(easy) == {"first": 100}
+        plan = easy.dry_run(gpus=4)
+        assert plan.expected_start_at_s["dry-run"] == easy.now_s + 170
+
+    @pytest.mark.parametrize("backfill", ["none", "easy", "conservative"])
+    def test_any_waiting_job_can_ask(self, backfill: str) -> None:
+        cluster = Cluster(policy_with(backfill))
+        cluster.add_nodes(1, gpus=4)
+        cluster.submit("running", gpus=4, expected_run_s=100)
+        cluster.cycle()
+        for i in range(4):
+            cluster.submit(f"job-{i}", gpus=3, expected_run_s=10)
+        cluster.submit("impossible", gpus=5)
+        asked = {
+            name: expected_start(cluster.snapshot(), cluster.policy, cluster.ids[name])
+            for name in ("running", "job-0", "job-1", "job-3", "impossible")
+        }
+        assert asked == {
+            "running": None,
+            "job-0": cluster.now_s + 100,
+            "job-1": cluster.now_s + 110,
+            "job-3": cluster.now_s + 130,
+            "impossible": None,
+        }
+        assert n_ahead(cluster.snapshot(), cluster.policy, cluster.ids["job-3"]) == 3

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -98,7 +99,7 @@ def _with_options(
 
 
 async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") -> None:
-    from policies.registry import AIMED_SCORES, policy_named
+    from policies.registry import AIMED_SCORES
     from scheduler.daemon.daemon import Daemon
     from scheduler.daemon.rpc import serve_rpc
     from scheduler.daemon.serving import run_daemon as serve
@@ -116,8 +117,8 @@ async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") ->
     daemon = Daemon(
         config,
         journal=journal,
-        policy=policy_named(config.policy, score=config.score),
-        aim_policy=partial(_policy_for, config) if config.score in AIMED_SCORES else None,
+        policy=policy_for(config),
+        aim_policy=partial(policy_for, config) if config.score in AIMED_SCORES else None,
         clock=clock,
         make_executor=lambda report: LocalExecutor(
             config.folder / "tasks", nodes, report=report, clock=clock, settings=settings
@@ -126,10 +127,18 @@ async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") ->
     await serve(daemon, nodes, serve_rpc=serve_rpc)
 
 
-def _policy_for(config: DaemonConfig, snapshot: "Snapshot") -> "Policy":
+def policy_for(config: DaemonConfig, snapshot: "Snapshot | None" = None) -> "Policy":
+    """Return the policy that a configuration asks for, aimed at the jobs of the snapshot."""
     from policies.registry import policy_named
+    from scheduler.core.ports import Backfilling
 
-    return policy_named(config.policy, score=config.score, snapshot=snapshot)
+    return replace(
+        policy_named(config.policy, score=config.score, snapshot=snapshot),
+        backfill=Backfilling(config.backfill.kind),
+        backfill_depth=config.backfill.depth,
+        patience_s=config.backfill.patience_s,
+        starvation_s=config.backfill.starvation_s,
+    )
 
 
 def _nodes(config: DaemonConfig) -> Sequence[Node]:

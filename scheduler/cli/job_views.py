@@ -60,6 +60,7 @@ JOB_COLUMNS = (
     Column(title="EXIT", is_number=True, is_wide=True),
     Column(title="WHERE (WHY)", is_flexible=True),
 )
+START_COLUMN = Column(title="EXPECTED START")
 TASK_COLUMNS = (
     Column(title="TASK"),
     Column(title="PHASE"),
@@ -91,11 +92,32 @@ def jobs_lines(
     width: int | None,
     is_wide: bool = False,
     is_expanded: bool = False,
+    has_starts: bool = False,
 ) -> list[str]:
-    """Return the table of jobs; elements of an array that wait alike share a line."""
+    """Return the table of jobs; elements of an array that wait alike share a line.
+
+    `has_starts` adds when they should start, in a column of its own.
+    """
     groups = [[job] for job in jobs] if is_expanded else _groups(jobs)
-    rows = (_job_row(group[0], now_s, _ids_text(group)) for group in groups)
-    return table_lines(JOB_COLUMNS, rows, width=width, is_wide=is_wide)
+    rows = [_job_row(group[0], now_s, _ids_text(group)) for group in groups]
+    columns: tuple[Column, ...] = JOB_COLUMNS
+    if has_starts:
+        columns = (*JOB_COLUMNS[:-1], START_COLUMN, JOB_COLUMNS[-1])
+        rows = [
+            (*row[:-1], _start_text(group[0], now_s), f"({group[0].reason})")
+            for row, group in zip(rows, groups, strict=True)
+        ]
+    return table_lines(columns, rows, width=width, is_wide=is_wide)
+
+
+def by_start(jobs: Sequence[pb.Job]) -> list[pb.Job]:
+    """Return the jobs by their expected start, those of which nobody knows it last."""
+    return sorted(jobs, key=lambda job: job.expected_start_at_s or float("inf"))
+
+
+def _start_text(job: pb.Job, now_s: float) -> str:
+    start_s = job.expected_start_at_s
+    return moment_text(max(start_s, now_s), now_s) if start_s else "unknown"
 
 
 def _groups(jobs: Sequence[pb.Job]) -> list[list[pb.Job]]:
@@ -103,7 +125,8 @@ def _groups(jobs: Sequence[pb.Job]) -> list[list[pb.Job]]:
 
     def likeness(job: pb.Job) -> tuple[str, ...]:
         if job.array_id and job.phase in _WAITING:
-            return (job.array_id, phase_word(job.phase), job.reason, str(job.spec.priority))
+            words = (phase_word(job.phase), job.reason, str(job.spec.priority))
+            return (job.array_id, *words, str(job.expected_start_at_s))
         return (job.id,)
 
     return [list(group) for _, group in groupby(jobs, key=likeness)]

@@ -134,6 +134,9 @@ def jobs(
     each: Annotated[
         bool, typer.Option("--each", "-r", help="A line for each element of an array.")
     ] = False,
+    start: Annotated[
+        bool, typer.Option("--start", help="When those that wait should start.")
+    ] = False,
     page: Annotated[str, typer.Option(metavar="TOKEN", help="Go on where a list ended.")] = "",
 ) -> None:
     """List jobs: those that run or wait, unless you ask for others.
@@ -146,6 +149,7 @@ def jobs(
       lepton jobs                                   what runs and waits
       lepton jobs --since 1d --sort -submitted      the last day, newest first
       lepton jobs --phase running,pending -u ada -o wide
+      lepton jobs --start                           when what waits should start
       lepton jobs --filter 'priority>=10 AND label.team=nlp'
       lepton jobs -a -o json | jq '.jobs[] | select(.exit_code==1) | .id'
     """
@@ -155,7 +159,7 @@ def jobs(
     settings = Settings.of(ctx)
     wanted = Wanted(
         queue=queue,
-        phases=phase,
+        phases=phase or "pending" * start,
         user=user,
         since_s=since,
         is_all=every,
@@ -175,7 +179,13 @@ def jobs(
         )
 
     found = run(settings, work, what="listing jobs")
-    print_jobs(settings, found, now_s, is_expanded=each)
+    if start:
+        from scheduler.cli.job_views import by_start
+
+        ordered = by_start(found.jobs)
+        del found.jobs[:]
+        found.jobs.extend(ordered)
+    print_jobs(settings, found, now_s, is_expanded=each, has_starts=start)
 
 
 async def list_pages(
@@ -205,7 +215,12 @@ async def list_pages(
 
 
 def print_jobs(
-    settings: Settings, found: "pb.ListJobsResponse", now_s: float, *, is_expanded: bool
+    settings: Settings,
+    found: "pb.ListJobsResponse",
+    now_s: float,
+    *,
+    is_expanded: bool,
+    has_starts: bool,
 ) -> None:
     """Print a page of jobs as the user wants it."""
     import sys
@@ -228,6 +243,7 @@ def print_jobs(
             width=width_of(sys.stdout),
             is_wide=settings.output is Format.WIDE,
             is_expanded=is_expanded,
+            has_starts=has_starts,
         )
     )
     if found.next_page_token:

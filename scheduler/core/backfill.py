@@ -66,7 +66,7 @@ class Backfill:
 
         Also if nobody who comes later in the order is kept from anything by it.
         """
-        musts = tuple(Want(w.role, w.shape, must=w.must, may=()) for w in wants if w.must)
+        musts = _musts(wants)
         waited_s = self._draft.snapshot.now_s - self._waits_since_s(np.array([row]))[0]
         if self._policy.backfill is Backfilling.NONE:
             return self._close(row, musts)
@@ -80,6 +80,14 @@ class Backfill:
         if promise is not None:
             self._draft.promise(promise)
         return promise is not None
+
+    def foresee(self, row: int, wants: tuple[Want, ...]) -> None:
+        """Promise places to the job of a row, if it has none, however many others have some."""
+        if all(promise.row != row or not promise.places for promise in self._draft.promises):
+            self._n_left += 1
+            promise = self._promise(row, _musts(wants))
+            if promise is not None:
+                self._draft.promise(promise)
 
     def expected_start_at_s(self) -> dict[JobId, float]:
         """Return when the jobs with promises should start, as far as that is known."""
@@ -148,6 +156,11 @@ class Backfill:
         else:
             self._n_left -= 1
         return promise
+
+
+def _musts(wants: tuple[Want, ...]) -> tuple[Want, ...]:
+    """Return the tasks without which the gang does not start."""
+    return tuple(Want(w.role, w.shape, must=w.must, may=()) for w in wants if w.must)
 
 
 class _Claims:

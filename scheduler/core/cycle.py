@@ -44,6 +44,9 @@ from scheduler.core.reasons import why_not_yet, why_unplaced
 from scheduler.core.reclaim import Reclaim
 from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
 
+FORESEEN = 64
+"""How far down the order starts are foreseen on demand."""
+
 DRY_RUN_ID = JobId("dry-run")
 """The id of the hypothetical job in the plan of a dry run."""
 
@@ -56,18 +59,37 @@ def decide(snapshot: Snapshot, policy: Policy) -> Plan:
 def dry_run(snapshot: Snapshot, policy: Policy, spec: JobSpec) -> Plan:
     """Return the plan that would be made now if the job had just been submitted.
 
-    Its id in the plan is `DRY_RUN_ID`. An array counts as one element. Raises InvalidInput if
-    the queue does not exist.
+    Its id in the plan is `DRY_RUN_ID`; if it would wait, the plan says when it should start,
+    as far as that can be foreseen. An array counts as one element. Raises InvalidInput if the
+    queue does not exist.
     """
-    last = int(snapshot.jobs.sequence.max(initial=0))
-    job = Job(id=DRY_RUN_ID, spec=spec, sequence=last + 1, submitted_at_s=snapshot.now_s)
-    hypothesis = snapshot.with_job(job)
-    plan = decide(hypothesis, policy)
+    hypothesis = as_if_submitted(snapshot, spec)
+    cycle = _Cycle(hypothesis, policy)
+    plan = cycle.run()
+    start_s = cycle.foresee(DRY_RUN_ID)
+    if start_s is not None:
+        starts_s = {**plan.expected_start_at_s, DRY_RUN_ID: start_s}
+        plan = replace(plan, expected_start_at_s=starts_s)
     if not spec.suspended:
         return plan
     held = why_not_yet(hypothesis, len(hypothesis.jobs.jobs) - 1)
     assert held is not None
     return replace(plan, unplaced={**plan.unplaced, DRY_RUN_ID: held})
+
+
+def as_if_submitted(snapshot: Snapshot, spec: JobSpec) -> Snapshot:
+    """Return a snapshot in which the job `DRY_RUN_ID` waits, too."""
+    last = int(snapshot.jobs.sequence.max(initial=0))
+    job = Job(id=DRY_RUN_ID, spec=spec, sequence=last + 1, submitted_at_s=snapshot.now_s)
+    return snapshot.with_job(job)
+
+
+def n_ahead(snapshot: Snapshot, policy: Policy, job_id: JobId) -> int:
+    """Return how many waiting jobs the policy serves before that one; 0 if it may not start."""
+    waiting = snapshot.waiting_rows()
+    order = policy.order(snapshot, waiting[snapshot.may_start(waiting)])
+    ahead = np.flatnonzero([snapshot.job_at(row).id == job_id for row in order.tolist()])
+    return int(ahead[0]) if len(ahead) else 0
 
 
 def explain(snapshot: Snapshot, policy: Policy, job_id: JobId) -> Unplaced | None:
@@ -79,6 +101,16 @@ def explain(snapshot: Snapshot, policy: Policy, job_id: JobId) -> Unplaced | Non
             not_yet = why_not_yet(snapshot, row)
             return not_yet or decide(snapshot, policy).unplaced.get(job_id)
     return None
+
+
+def expected_start(snapshot: Snapshot, policy: Policy, job_id: JobId) -> float | None:
+    """Return when a waiting job should start, None if nobody can tell.
+
+    Also for jobs to which no places are promised yet: as if they were served one by one.
+    """
+    cycle = _Cycle(snapshot, policy)
+    cycle.run()
+    return cycle.foresee(job_id)
 
 
 @dataclass(slots=True)
@@ -133,6 +165,18 @@ class _Cycle:
             expected_start_at_s=self._backfill.expected_start_at_s(),
             wake_at_s=self._wake_at_s(),
         )
+
+    def foresee(self, job_id: JobId) -> float | None:
+        """Return when a job that `run` left for want of room should start; None: unknown.
+
+        Promises places to all who are served before it, so the draft is of no more use.
+        """
+        for row in self._without_room[:FORESEEN]:
+            known = self._backfill.expected_start_at_s()
+            if job_id in known:
+                return known[job_id]
+            self._backfill.foresee(row, wants_of(self._snapshot, row))
+        return self._backfill.expected_start_at_s().get(job_id)
 
     # Serving the waiting
 

@@ -105,9 +105,13 @@ def _shape_message(shape: Shape) -> cluster_pb2.Shape:
 
 
 def job_message(
-    record: JobRecord, *, now_s: float, unplaced: Unplaced | None = None
+    record: JobRecord,
+    *,
+    now_s: float,
+    unplaced: Unplaced | None = None,
+    expected_start_at_s: float | None = None,
 ) -> cluster_pb2.Job:
-    """Return a job as users see it; `unplaced` is why it waits, if it does."""
+    """Return a job as users see it; if it waits, with the reason and when it should start."""
     job = record.job
     is_waiting = unplaced is not None and record.phase is JobPhase.PENDING
     return cluster_pb2.Job(
@@ -129,6 +133,7 @@ def job_message(
         failures=record.failures,
         preemptions=record.preemptions,
         reason=unplaced.sentence() if unplaced and is_waiting else record.reason,
+        expected_start_at_s=(expected_start_at_s or 0.0) if is_waiting else 0.0,
         exit_code=record.exit_code,
         tasks=[task_message(task) for task in record.tasks.values()],
         revision=record.revision,
@@ -162,13 +167,19 @@ def task_message(task: Task) -> cluster_pb2.Task:
 
 
 def explanation_message(
-    record: JobRecord, *, unplaced: Unplaced | None, n_ahead: int, is_dry_run: bool = False
+    record: JobRecord,
+    *,
+    unplaced: Unplaced | None,
+    n_ahead: int,
+    expected_start_at_s: float | None = None,
+    is_dry_run: bool = False,
 ) -> cluster_pb2.Explanation:
     """Return why a job waits, or that nothing holds it back, with its history."""
     explanation = cluster_pb2.Explanation(
         job_id="" if is_dry_run else record.job.id,
         phase=JOB_PHASE_TO_WIRE[record.phase],
         n_ahead=n_ahead,
+        expected_start_at_s=expected_start_at_s or 0.0,
         history=record.history,
     )
     if unplaced is None:

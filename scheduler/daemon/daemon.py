@@ -76,6 +76,7 @@ class Daemon:
         self.metrics.watch_daemon(self)
         self.executor = make_executor(self.report)
         self.unplaced: Mapping[JobId, Unplaced] = {}
+        self.expected_start_at_s: Mapping[JobId, float] = {}
         self.started_at_s = clock.now_s()
         self.news = asyncio.Event()  # something a decision may depend on has changed
         # Set when a bug leaves the state in doubt: whoever runs the daemon must end it.
@@ -240,8 +241,12 @@ class Daemon:
             self.news.set()
 
     def _to_wire(self, record: JobRecord) -> cluster_pb2.Job:
-        unplaced = self.unplaced.get(record.id)
-        return job_message(record, now_s=self.now_s(), unplaced=unplaced)
+        return job_message(
+            record,
+            now_s=self.now_s(),
+            unplaced=self.unplaced.get(record.id),
+            expected_start_at_s=self.expected_start_at_s.get(record.id),
+        )
 
     def _journal_changed(self, reason: str | None) -> None:
         self.metrics.degraded(is_degraded=reason is not None)

@@ -77,6 +77,7 @@ class Planner:
         self._took_s = daemon.clock.monotonic_s() - start_s
         self._wake_at_s = plan.wake_at_s
         daemon.unplaced = plan.unplaced
+        daemon.expected_start_at_s = plan.expected_start_at_s
         daemon.metrics.decided(plan, took_s=self._took_s)
         if not plan.is_empty:
             fault("commit.decided")

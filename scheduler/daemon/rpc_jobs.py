@@ -5,9 +5,8 @@ import signal
 from collections.abc import AsyncGenerator
 
 import grpc
-import numpy as np
 
-from scheduler.core.cycle import explain
+from scheduler.core.cycle import FORESEEN, expected_start, explain, n_ahead
 from scheduler.core.errors import InvalidInput
 from scheduler.core.events import Event, JobCancelled, JobResumed, JobSuspended, JobUpdated
 from scheduler.core.model import JobId, JobPhase, QueueName, Task, TaskPhase
@@ -107,17 +106,19 @@ class JobService:
     async def explain_job(
         self, request: cluster_pb2.ExplainJobRequest, call: Call
     ) -> cluster_pb2.Explanation:
-        """Say why a job waits, and how many are served before it."""
+        """Say why a job waits, how many are served before it, and when it should start."""
         record = await self._found(request.job_id)
         if record.phase not in {JobPhase.PENDING, JobPhase.SUSPENDED}:
             return explanation_message(record, unplaced=None, n_ahead=0)
         daemon = self._daemon
         snapshot = daemon.engine.snapshot(daemon.now_s())
         known = daemon.unplaced.get(record.id)
-        unplaced, n_ahead = await asyncio.to_thread(
+        unplaced, ahead, start_s = await asyncio.to_thread(
             _explained, snapshot, daemon.policy, record.id, known
         )
-        return explanation_message(record, unplaced=unplaced, n_ahead=n_ahead)
+        return explanation_message(
+            record, unplaced=unplaced, n_ahead=ahead, expected_start_at_s=start_s
+        )
 
     # Steering
 
@@ -227,8 +228,12 @@ class JobService:
 
     def _message(self, record: JobRecord, call: Call) -> cluster_pb2.Job:
         daemon = self._daemon
-        unplaced = daemon.unplaced.get(record.id)
-        message = job_message(record, now_s=daemon.now_s(), unplaced=unplaced)
+        message = job_message(
+            record,
+            now_s=daemon.now_s(),
+            unplaced=daemon.unplaced.get(record.id),
+            expected_start_at_s=daemon.expected_start_at_s.get(record.id),
+        )
         if not _is_managed(daemon, message, call):
             hide_env(message)
         return message
@@ -287,10 +292,13 @@ def _is_meant(task: Task, role: str, index: int | None) -> bool:
 
 def _explained(
     snapshot: Snapshot, policy: Policy, job_id: JobId, known: Unplaced | None
-) -> tuple[Unplaced | None, int]:
-    """Return why a job waits, if the last decision did not say so, and how many are ahead."""
+) -> tuple[Unplaced | None, int, float | None]:
+    """Return why a job waits, how many are ahead, and when it should start.
+
+    The reason that the last decision knew, if it did.
+    """
     unplaced = known if known is not None else explain(snapshot, policy, job_id)
-    waiting = snapshot.waiting_rows()
-    order = policy.order(snapshot, waiting[snapshot.may_start(waiting)])
-    ahead = np.flatnonzero([snapshot.job_at(row).id == job_id for row in order.tolist()])
-    return unplaced, int(ahead[0]) if len(ahead) else 0
+    ahead = n_ahead(snapshot, policy, job_id)
+    is_near = unplaced is not None and ahead < FORESEEN
+    start_s = expected_start(snapshot, policy, job_id) if is_near else None
+    return unplaced, ahead, start_s

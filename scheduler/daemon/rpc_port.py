@@ -62,6 +62,10 @@ class DaemonPort(Protocol):
         """Why jobs wait, as of the last decision."""
 
     @property
+    def expected_start_at_s(self) -> Mapping[JobId, float]:
+        """When jobs with promised places should start, as of the last decision."""
+
+    @property
     def started_at_s(self) -> float:
         """When it started."""
 

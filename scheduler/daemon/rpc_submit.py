@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from scheduler.core.cycle import DRY_RUN_ID, decide, dry_run
+from scheduler.core.cycle import DRY_RUN_ID, as_if_submitted, decide, dry_run, n_ahead
 from scheduler.core.errors import InvalidInput, SchedulerError
 from scheduler.core.events import JobsSubmitted
 from scheduler.core.model import Job, JobPhase, JobSpec, Task
@@ -186,14 +186,18 @@ class SubmitService:
             return cluster_pb2.DryRunResponse(explanation=_explanation(spec, held_back, call))
         daemon = self._daemon
         snapshot = daemon.engine.snapshot(daemon.now_s())
-        plan, victims = await asyncio.to_thread(_tried, snapshot, daemon.policy, spec)
+        plan, victims, ahead = await asyncio.to_thread(_tried, snapshot, daemon.policy, spec)
         placement = next((p for p in plan.placements if p.job_id == DRY_RUN_ID), None)
-        unplaced = plan.unplaced.get(DRY_RUN_ID)
+        explanation = None
+        if placement is None:
+            explanation = _explanation(spec, plan.unplaced.get(DRY_RUN_ID), call)
+            explanation.n_ahead = ahead
+            explanation.expected_start_at_s = plan.expected_start_at_s.get(DRY_RUN_ID, 0.0)
         return cluster_pb2.DryRunResponse(
             starts_now=placement is not None,
             tasks=_tasks(placement, plan.now_s) if placement is not None else (),
             preempts_job_ids=victims,
-            explanation=_explanation(spec, unplaced, call) if placement is None else None,
+            explanation=explanation,
         )
 
     def _held_back(self, spec: JobSpec) -> Unplaced | None:
@@ -225,14 +229,15 @@ class SubmitService:
                 raise RpcRefused(grpc.StatusCode.NOT_FOUND, message, field=where)
 
 
-def _tried(snapshot: Snapshot, policy: Policy, spec: JobSpec) -> tuple[Plan, list[str]]:
-    """Return the plan with the job, and who makes room in it that would not otherwise."""
+def _tried(snapshot: Snapshot, policy: Policy, spec: JobSpec) -> tuple[Plan, list[str], int]:
+    """Return the plan with the job, who makes room only for it, and how many are ahead."""
     plan = dry_run(snapshot, policy, spec)
+    ahead = n_ahead(as_if_submitted(snapshot, spec), policy, DRY_RUN_ID)
     if not plan.evictions:
-        return plan, []
+        return plan, [], ahead
     anyway = {eviction.job_id for eviction in decide(snapshot, policy).evictions}
     victims = dict.fromkeys(e.job_id for e in plan.evictions if e.job_id not in anyway)
-    return plan, [str(job_id) for job_id in victims]
+    return plan, [str(job_id) for job_id in victims], ahead
 
 
 def _tasks(placement: Placement, now_s: float) -> list[cluster_pb2.Task]:
