@@ -189,7 +189,7 @@ def test_out_of_time_jobs_stay_alone():
     profiles = random_profiles(0, n_profiles=60, n_types=4)
     profile = np.random.default_rng(0).integers(0, 60, 2_000)
     shares = max_min_pair_shares(
-        profiles, profile, weights=np.ones(2_000), capacity=np.full(4, 50.0), time_limit_s=1e-4
+        profiles, profile, weights=np.ones(2_000), capacity=np.full(4, 50.0), time_limit_s=1e-9
     )
     assert shares.alone.status is Status.LIMIT
     assert len(shares.first) == 0
