@@ -1,16 +1,22 @@
 """The policies, and the scores that they place by, by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from policies import programs
+from policies.contest import ShareProgram
 from policies.fragmentation import Workload, fgd, workload_of
 from policies.orderings import (
+    dominant_resource_fairness,
     first_come_first_served,
     highest_priority,
     lower_priority,
     nobody,
+    shortest_job,
 )
 from policies.packing import lepton_packing
+from policies.progress import least_attained_service, shortest_remaining
+from policies.rounds import Rounds
 from policies.scoring import (
     Random,
     best_fit,
@@ -21,22 +27,115 @@ from policies.scoring import (
     worst_fit,
 )
 from scheduler.core.errors import InvalidInput
-from scheduler.core.ports import NodeScore, Policy
+from scheduler.core.ports import NodeScore, Ordering, Policy, PreemptionRule, RoundRule
 from scheduler.core.snapshot import NodeColumns, Snapshot
 
-POLICIES: Mapping[str, Policy] = {
-    policy.name: policy
-    for policy in (
-        Policy(name="fifo", order=first_come_first_served, may_preempt=nobody, score=best_fit),
-        Policy(
-            name="priority",
-            order=highest_priority,
-            may_preempt=lower_priority,
-            score=best_fit,
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a policy is for, and who thought of it."""
+
+    aim: str
+    source: str
+
+
+def _in_order(name: str, order: Ordering, may_preempt: PreemptionRule = nobody) -> Policy:
+    return Policy(name=name, order=order, may_preempt=may_preempt, score=best_fit)
+
+
+def _in_rounds(name: str, rounds: RoundRule) -> Policy:
+    return replace(_in_order(name, first_come_first_served), rounds=rounds)
+
+
+def _by_shares(name: str, program: ShareProgram, *, sees_speeds: bool = False) -> Policy:
+    return _in_rounds(name, Rounds(program=program, sees_speeds=sees_speeds))
+
+
+_LISTED: tuple[tuple[Policy, str, str], ...] = (
+    (_in_order("fifo", first_come_first_served), "arrival", "first come, first served"),
+    (
+        _in_order("priority", highest_priority, lower_priority),
+        "priority; stops lower ones",
+        "Kubernetes and Slurm",
+    ),
+    (
+        _in_order("shortest_job", shortest_job),
+        "short jobs first, by their estimate",
+        "shortest job first",
+    ),
+    (
+        _in_rounds("shortest_remaining", shortest_remaining),
+        "mean time to completion, by estimates",
+        "shortest remaining time first (Schrage 1968)",
+    ),
+    (
+        _in_rounds("least_attained_service", least_attained_service),
+        "mean time to completion, without estimates",
+        "Tiresias, NSDI '19",
+    ),
+    (
+        _in_order("drf", dominant_resource_fairness),
+        "the least dominant share of a submitter",
+        "Ghodsi et al., NSDI '11",
+    ),
+    (
+        _by_shares("max_min_fairness", programs.max_min_fairness),
+        "the least time per weight",
+        "Gavel, OSDI '20",
+    ),
+    (
+        _by_shares("max_min_fairness_perf", programs.max_min_fairness_perf, sees_speeds=True),
+        "the least speed per weight, knowing throughputs",
+        "Gavel, OSDI '20",
+    ),
+    (
+        _by_shares("water_filling", programs.water_filling),
+        "time per weight, from the least up",
+        "Gavel, OSDI '20",
+    ),
+    (
+        _by_shares("water_filling_perf", programs.water_filling_perf, sees_speeds=True),
+        "speed per weight, from the least up, knowing throughputs",
+        "Gavel, OSDI '20",
+    ),
+    (
+        _by_shares("finish_time_fairness", programs.finish_time_fairness),
+        "the worst finish time beside an equal share's",
+        "Themis, NSDI '20",
+    ),
+    (
+        _by_shares(
+            "finish_time_fairness_perf", programs.finish_time_fairness_perf, sees_speeds=True
         ),
-    )
-}
+        "the worst finish time beside an equal share's, knowing throughputs",
+        "Gavel, OSDI '20",
+    ),
+    (
+        _by_shares("min_total_duration", programs.min_total_duration),
+        "the end of the last job",
+        "Gavel, OSDI '20",
+    ),
+    (
+        _by_shares(
+            "min_total_duration_perf", programs.min_total_duration_perf, sees_speeds=True
+        ),
+        "the end of the last job, knowing throughputs",
+        "Gavel, OSDI '20",
+    ),
+    (
+        _by_shares("max_throughput", programs.max_throughput, sees_speeds=True),
+        "work per second, each job's by its fastest speed",
+        "Gavel, OSDI '20",
+    ),
+)
+
+POLICIES: Mapping[str, Policy] = {policy.name: policy for policy, _, _ in _LISTED}
 """Every policy that a configuration may name."""
+
+ABOUT: Mapping[str, About] = {
+    policy.name: About(aim=aim, source=source) for policy, aim, source in _LISTED
+}
+"""What each policy aims at, and its source."""
 
 
 SCORES: Mapping[str, NodeScore] = {

@@ -31,6 +31,7 @@ from scheduler.core.placement import (
     Shortfall,
     Want,
     hold_later,
+    on_types,
     placement_of,
     start_now,
     wants_of,
@@ -126,10 +127,16 @@ class _Cycle:
     """One run of `decide`."""
 
     def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
+        self._round = policy.rounds(snapshot) if policy.rounds is not None else None
+        if self._round is not None:
+            order, may_preempt = self._round.order, self._round.may_preempt
+            policy = replace(policy, order=order, may_preempt=may_preempt)
         self._snapshot = snapshot
         self._policy = policy
         self._draft = Draft(snapshot, policy.score)
-        self._preemption = Preemption(self._draft, policy.may_preempt)
+        self._preemption = Preemption(
+            self._draft, policy.may_preempt, are_equals_alike=self._round is None
+        )
         self._placements: list[Placement] = []
         self._evictions: list[Eviction] = []
         self._unplaced: dict[JobId, Unplaced] = {}
@@ -266,8 +273,7 @@ class _Cycle:
 
         None: it would go over a limit; it was served as that allows.
         """
-        wants = wants_of(self._snapshot, row)
-        gang = right[0]
+        gang, wants = self._wanted(row, right[0])
         if self._quotas is None:
             return gang, wants
         admitted = self._quotas.admit(row, wants, is_now=True)
@@ -278,6 +284,17 @@ class _Cycle:
             # Placed and failing unlike gangs that quota does not cut down.
             gang = self._variants.setdefault((gang, admitted), -1 - len(self._variants))
         return gang, admitted
+
+    def _wanted(self, row: int, gang: int) -> tuple[int, tuple[Want, ...]]:
+        """Return what a job wants in this round, and its gang or a variant of it."""
+        wants = wants_of(self._snapshot, row)
+        gpu_types = self._round and self._round.gpu_types.get(row)
+        if not gpu_types:
+            return gang, wants
+        narrowed = tuple(on_types(want, gpu_types) for want in wants)
+        if narrowed == wants:
+            return gang, wants
+        return self._variants.setdefault((gang, narrowed), -1 - len(self._variants)), narrowed
 
     def _serve_over_quota(
         self, row: int, right: tuple[int, int, int], wants: tuple[Want, ...], *, excess: Excess
@@ -381,6 +398,10 @@ class _Cycle:
         running = snapshot.running_rows()
         for row in running[jobs.deadline_at_s[running] <= snapshot.now_s].tolist():
             self._stop(row, jobs.tasks[row], StopCause.TIME_LIMIT, "reached its time limit")
+        for row in self._round.moves if self._round is not None else ():
+            if not self._draft.is_evicted[row]:
+                why = "goes on where it is faster"
+                self._stop(row, jobs.tasks[row], StopCause.PREEMPTED, why)
         leaving = self._nodes_to_leave()
         if not leaving:
             return
@@ -445,6 +466,7 @@ class _Cycle:
                 jobs.deadline_at_s[running],
                 self._backfill.moments_s(np.array(self._without_room, np.intp)),
                 (jobs.started_at_s + jobs.min_runtime_s)[running] if self._without_room else [],
+                [] if self._round is None else [self._round.wake_at_s],
             ]
         )
         ahead = moments[(moments > snapshot.now_s) & np.isfinite(moments)]

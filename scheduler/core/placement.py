@@ -4,7 +4,7 @@ Works on a `Space` and leaves it as it was when it fails. Node order is total, s
 give equal placements. Making room is left to `preemption`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduler.core.draft import Draft, Place, Space, Spot
 from scheduler.core.model import JobPhase, Shape, TaskId
@@ -62,6 +62,13 @@ def wants_of(snapshot: Snapshot, row: int) -> tuple[Want, ...]:
         )
         for role in gang
     )
+
+
+def on_types(want: Want, gpu_types: tuple[str, ...]) -> Want:
+    """Return the want for GPUs of these types only."""
+    if not want.shape.total_gpu_milli:
+        return want
+    return replace(want, shape=replace(want.shape, gpu_types=gpu_types))
 
 
 def place_gang(space: Space, wants: tuple[Want, ...]) -> list[Member] | Shortfall:

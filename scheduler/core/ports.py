@@ -3,8 +3,8 @@
 Protocols only. Policies are pure and live in `policies`; executors are shells.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -68,6 +68,28 @@ class ClusterScore(Protocol):
     sees_other_nodes: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """How a policy that lets jobs take turns serves this cycle, instead of its own rules."""
+
+    order: Ordering
+    may_preempt: PreemptionRule
+    """May depend on the job, not only on its gang, queue and priority."""
+    gpu_types: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """By job row, the only types of GPU on which the job may start now."""
+    moves: tuple[int, ...] = ()
+    """Running job rows that stop in order to start again elsewhere."""
+    wake_at_s: float = np.inf
+    """When the next round begins; infinite: it would change nothing."""
+
+
+class RoundRule(Protocol):
+    """Who has a turn."""
+
+    def __call__(self, snapshot: Snapshot) -> Round:
+        """Return how the waiting are served now."""
+
+
 class Backfilling(StrEnum):
     """Who may start before a gang that comes first and fits nowhere yet."""
 
@@ -84,6 +106,7 @@ class Policy:
     order: Ordering
     may_preempt: PreemptionRule
     score: NodeScore
+    rounds: RoundRule | None = None
     backfill: Backfilling = Backfilling.EASY
     backfill_depth: int = 8
     """How many gangs conservative backfill keeps places for at once."""

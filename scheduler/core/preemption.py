@@ -53,7 +53,10 @@ class Victim:
 class Preemption:
     """Whom the jobs of one cycle may stop, and the search among them."""
 
-    def __init__(self, draft: Draft, rule: PreemptionRule) -> None:
+    def __init__(
+        self, draft: Draft, rule: PreemptionRule, *, are_equals_alike: bool = True
+    ) -> None:
+        self._are_equals_alike = are_equals_alike  # else the rule looks at jobs
         self._draft = draft
         self._rule = rule
         self._fair_game = draft.snapshot.preemptible_rows()
@@ -69,6 +72,8 @@ class Preemption:
         """
         jobs = self._draft.snapshot.jobs
         right = (int(jobs.gang[row]), int(jobs.queue[row]), int(jobs.priority[row]))
+        if not self._are_equals_alike:
+            right = (row, -1, -1)
         needs = _needs(wants)
         if self._n_looks >= LOOKS_PER_CYCLE:
             return []

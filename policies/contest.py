@@ -1,0 +1,142 @@
+"""The jobs that share GPUs by time, as the arrays that programs of shares read.
+
+A contestant is a gang that asks for GPUs of a single type (any, or one of several) and runs,
+could start, or was stopped for others. Services, and jobs that nobody may stop, are no
+contestants while they run: what they hold is not there to be shared.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core.model import MILLI, JobKind, JobPhase, StopCause
+from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
+
+Array = NDArray[np.float64]
+
+UNKNOWN_S = 3600.0
+"""How much longer a job is expected to run that says nothing of it, at full speed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contest:
+    """Jobs (rows of all arrays, in the order of arrival) and the GPUs they share, by type."""
+
+    rows: Rows  # of `Snapshot.jobs`
+    gpu_types: tuple[str, ...]
+    capacity: Array  # [types] GPUs
+    gpus: Array  # [jobs] of the whole gang
+    weights: Array  # [jobs]
+    speeds: Array  # [jobs, types] work per second; 0: cannot run there
+    elapsed_s: Array  # [jobs] since arrival
+    remaining_work: Array  # [jobs]
+    on_type: NDArray[np.intp]  # [jobs] where the job runs; -1: it does not
+
+    @property
+    def runs_on(self) -> Array:
+        """The speeds as far as they are known to who does not know throughputs: 1 or 0."""
+        return (self.speeds > 0).astype(float)
+
+
+ShareProgram = Callable[[Contest], Array]
+"""Returns the part of its time that each job should spend on each type: [jobs, types]."""
+
+
+def contest_of(snapshot: Snapshot) -> Contest:
+    """Return who shares what."""
+    gpu_types = tuple(sorted({node.gpu_type for node in snapshot.nodes.nodes if node.gpus}))
+    rows = _contestants(snapshot)
+    capacity = _capacity(snapshot, rows, gpu_types)
+    specs = [snapshot.job_at(row).spec for row in rows.tolist()]
+    gpus = np.array([spec.total_gpu_milli / MILLI for spec in specs])
+    speeds = np.zeros((len(rows), len(gpu_types)))
+    for i, spec in enumerate(specs):
+        wanted = [role.shape.gpu_types for role in spec.roles if role.shape.total_gpu_milli]
+        for k, name in enumerate(gpu_types):
+            if all(not types or name in types for types in wanted):
+                speeds[i, k] = spec.speed_on(name)
+    speeds[gpus[:, None] > capacity] = 0.0
+    fits = speeds.any(axis=1)
+    rows, gpus, speeds = rows[fits], gpus[fits], speeds[fits]
+    specs = [snapshot.job_at(row).spec for row in rows.tolist()]
+    done = (speeds * snapshot.gpu_s(rows, gpu_types) / gpus[:, None]).sum(axis=1)
+    expected = np.array([spec.expected_run_s for spec in specs])
+    total = np.array([spec.total_work for spec in specs])
+    fastest = speeds.max(axis=1, initial=0.0)
+    total = np.where(total > 0, total, expected * fastest)
+    # One that outlasts what was said of it is expected to need as much again as it had.
+    beyond = np.maximum(done, UNKNOWN_S * fastest)
+    return Contest(
+        rows=rows,
+        gpu_types=gpu_types,
+        capacity=capacity,
+        gpus=gpus,
+        weights=np.array([spec.weight for spec in specs]),
+        speeds=speeds,
+        elapsed_s=np.maximum(snapshot.now_s - arrived_at_s(snapshot, rows), 0.0),
+        remaining_work=np.where(total > done, total - done, beyond),
+        on_type=_where(snapshot, rows, gpu_types),
+    )
+
+
+def arrived_at_s(snapshot: Snapshot, rows: Rows) -> Array:
+    """Return since when each job could have run, but for capacity."""
+    starts_after_s = [snapshot.job_at(row).spec.start_after_s for row in rows.tolist()]
+    arrived: Array = np.maximum(snapshot.jobs.submitted_at_s[rows], np.array(starts_after_s))
+    return arrived
+
+
+def _contestants(snapshot: Snapshot) -> Rows:
+    jobs = snapshot.jobs
+    waiting = snapshot.waiting_rows()
+    waiting = waiting[snapshot.may_start(waiting)]
+    running = snapshot.running_rows()
+    stopping = np.flatnonzero(jobs.phase == PHASE_CODE[JobPhase.STOPPING])
+    coming_back = [
+        row
+        for row in stopping.tolist()
+        if all(task.stop_cause is StopCause.PREEMPTED for task in jobs.tasks[row])
+    ]
+    running = running[jobs.is_preemptible[running]]
+    rows = np.unique(np.concatenate([waiting, running, np.array(coming_back, np.intp)]))
+    shares = [
+        spec.kind is not JobKind.INFERENCE and spec.total_gpu_milli > 0
+        for row in rows.tolist()
+        for spec in [snapshot.job_at(row).spec]
+    ]
+    rows = rows[np.array(shares, np.bool_)]
+    return rows[np.argsort(jobs.sequence[rows])]
+
+
+def _capacity(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> Array:
+    """Return the GPUs of each type on open nodes, less what others than `rows` hold."""
+    nodes, jobs = snapshot.nodes, snapshot.jobs
+    column = {name: k for k, name in enumerate(gpu_types)}
+    there = np.zeros(len(gpu_types))
+    is_open = nodes.is_open()
+    for node in np.flatnonzero(is_open & (nodes.n_gpus > 0)).tolist():
+        there[column[nodes.nodes[node].gpu_type]] += nodes.is_healthy[node].sum()
+    contests = np.zeros(len(jobs.jobs), np.bool_)
+    contests[rows] = True
+    for row in np.flatnonzero((jobs.gpu_milli > 0) & ~contests & (jobs.phase >= 0)).tolist():
+        shapes = {role.name: role.shape for role in snapshot.gangs[jobs.gang[row]]}
+        for task in jobs.tasks[row]:
+            node = nodes.row_of[task.node]
+            if task.devices and is_open[node]:
+                gpu_milli = shapes[task.id.role].total_gpu_milli
+                there[column[nodes.nodes[node].gpu_type]] -= gpu_milli / MILLI
+    return np.maximum(there, 0.0)
+
+
+def _where(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> NDArray[np.intp]:
+    """Return the type on which each job runs, -1 if it does not or is about to stop."""
+    column = {name: k for k, name in enumerate(gpu_types)}
+    nodes, jobs = snapshot.nodes, snapshot.jobs
+    found = np.full(len(rows), -1, np.intp)
+    for i in np.flatnonzero(jobs.phase[rows] == PHASE_CODE[JobPhase.RUNNING]).tolist():
+        held = [task for task in jobs.tasks[rows[i]] if task.devices]
+        if held:
+            found[i] = column[nodes.nodes[nodes.row_of[held[0].node]].gpu_type]
+    return found

@@ -1,0 +1,87 @@
+"""Orders by how far jobs have come, in which who is behind may stop who is ahead.
+
+Each is a `RoundRule` that looks once at every live job; its rounds have no length.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core.model import MILLI, JobPhase
+from scheduler.core.ports import Ordering, Round
+from scheduler.core.preemption import RESTART_S
+from scheduler.core.snapshot import PHASE_CODE, FloatColumn, Rows, Snapshot
+
+LEVELS_GPU_S = (3_600.0, 36_000.0)
+"""Attained service at which a job sinks to the next level: one GPU-hour, and ten."""
+
+
+def least_attained_service(snapshot: Snapshot) -> Round:
+    """Serve those of the least level of GPUs times time first, each level as it came.
+
+    Nobody stops a job of the same level, so that a job is stopped at most once per level and
+    job that comes after it (Tiresias, NSDI '19: two-dimensional, discretised).
+    """
+    rows = _live(snapshot)
+    attained_gpu_s = np.zeros(len(snapshot.jobs.jobs))
+    attained_gpu_s[rows] = snapshot.gpu_s(rows)[:, 0]
+    level = np.searchsorted(np.array(LEVELS_GPU_S), attained_gpu_s, side="right")
+
+    def with_more(snapshot: Snapshot, row: int, running: Rows) -> Rows:
+        more: Rows = running[level[running] > level[row]]
+        return more
+
+    return Round(order=_by(level), may_preempt=with_more)
+
+
+def shortest_remaining(snapshot: Snapshot) -> Round:
+    """Serve the job first that should be done soonest; unknown ones last, as they came.
+
+    A job stops others that need longer than itself by more than what stopping them costs.
+    """
+    rows = _live(snapshot)
+    left_s = np.full(len(snapshot.jobs.jobs), np.inf)
+    left_s[rows] = remaining_s(snapshot, rows)
+    cost_s = np.zeros(len(left_s))
+    cost_s[rows] = snapshot.unsaved_s(rows) + RESTART_S
+
+    def with_longer(snapshot: Snapshot, row: int, running: Rows) -> Rows:
+        longer: Rows = running[left_s[running] > left_s[row] + cost_s[running]]
+        return longer
+
+    return Round(order=_by(left_s), may_preempt=with_longer)
+
+
+def remaining_s(snapshot: Snapshot, rows: Rows) -> FloatColumn:
+    """Return how much longer each job should run, as its user estimates; infinite: unknown.
+
+    What earlier attempts did is counted for jobs that know their total work.
+    """
+    jobs = snapshot.jobs
+    left_s = jobs.run_s[rows].copy()
+    is_running = jobs.phase[rows] == PHASE_CODE[JobPhase.RUNNING]
+    ran_s = np.where(is_running, snapshot.now_s - jobs.started_at_s[rows], 0.0)
+    left_s = np.maximum(left_s - ran_s, 0.0)
+    for i, row in enumerate(rows.tolist()):
+        spec = snapshot.job_at(row).spec
+        if spec.total_work:
+            gpus = max(spec.total_gpu_milli, 1) / MILLI
+            speeds = dict(spec.throughputs)
+            had_s = snapshot.gpu_s(rows[i : i + 1], list(speeds) or None)[0] / gpus
+            done = float(had_s @ np.array(list(speeds.values()) or [1.0]))
+            left_s[i] = max(spec.total_work - done, 0.0) / max(speeds.values(), default=1.0)
+    return left_s
+
+
+def _by(value: NDArray[np.float64] | NDArray[np.intp]) -> Ordering:
+    """Return the order in which the least value is served first, then who came first."""
+
+    def order(snapshot: Snapshot, rows: Rows) -> Rows:
+        jobs = snapshot.jobs
+        keys = (jobs.sequence[rows], jobs.submitted_at_s[rows], value[rows])
+        return rows[np.lexsort(keys)]
+
+    return order
+
+
+def _live(snapshot: Snapshot) -> Rows:
+    return np.flatnonzero(snapshot.jobs.phase >= 0)

@@ -1,0 +1,197 @@
+"""Time shares made true by taking turns: rounds (Gavel, OSDI '20, section 5).
+
+A program says which part of its time each job should spend on each type of GPU. Every round
+the pairs of job and type that are furthest behind are served first: by share over what the job
+had of it, among those by what it is owed, then by share, then by arrival. A job that stays on
+the type where it runs is left alone; the others are stopped for those who are served, in the
+first half of a round and only if there is a gain: what the one is owed, less what the other is,
+must exceed the running time that the other loses (its work since the last checkpoint, and a
+restart). So a job without checkpoints is stopped rarely, and a job alone never. Nobody is
+stopped who has run for less than half a round. Who is not served fills what is left.
+
+Nothing is remembered: rounds begin at multiples of their length, and what a job had is looked
+up in the snapshot, for the latest rounds. For the time before it came it counts as having had
+its share, so that who is new is neither behind nor ahead.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.contest import Array, Contest, ShareProgram, arrived_at_s, contest_of
+from policies.orderings import highest_priority, lower_priority
+from scheduler.core.ports import Round
+from scheduler.core.preemption import RESTART_S
+from scheduler.core.snapshot import BoolColumn, Rows, Snapshot
+
+ROUND_S = 360.0
+"""The length of a round in Gavel."""
+ROUNDS_KEPT = 20
+"""Rounds over which shares are made true: the grain of time fractions is one part of it."""
+SMALLEST = 1e-3
+"""A share below this counts as none: it would be one round in a thousand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """A `RoundRule` that realises the shares of a program."""
+
+    program: ShareProgram
+    round_s: float = ROUND_S
+    sees_speeds: bool = False
+    """Whether jobs may be moved to a type because they are faster there."""
+
+    def __call__(self, snapshot: Snapshot) -> Round:
+        """Return how this round serves the waiting."""
+        contest = contest_of(snapshot)
+        may_move = self.sees_speeds and np.count_nonzero(contest.capacity) > 1
+        if not len(contest.rows) or not ((contest.on_type < 0).any() or may_move):
+            return Round(order=highest_priority, may_preempt=lower_priority)
+        turn = _Turn(self, snapshot, contest)
+        return Round(
+            order=turn.order,
+            may_preempt=turn.may_preempt,
+            gpu_types=turn.gpu_types(),
+            moves=turn.moves(),
+            wake_at_s=turn.wake_at_s(),
+        )
+
+
+class _Turn:
+    """One round, as seen at one moment of it."""
+
+    def __init__(self, rule: Rounds, snapshot: Snapshot, contest: Contest) -> None:
+        self._rule, self._snapshot, self._contest = rule, snapshot, contest
+        self._begin_s = float(np.floor(snapshot.now_s / rule.round_s) * rule.round_s)
+        self._is_open = snapshot.now_s < self._begin_s + rule.round_s / 2
+        share = np.round(rule.program(contest), 6)
+        share[(share < SMALLEST) | (contest.speeds <= 0)] = 0.0
+        self._share = share
+        rows, kept_s = contest.rows, rule.round_s * ROUNDS_KEPT
+        age_s = np.clip(self._begin_s - arrived_at_s(snapshot, rows), 0.0, kept_s)[:, None]
+        had_s = snapshot.gpu_s(
+            rows,
+            contest.gpu_types,
+            since_s=self._begin_s - kept_s,
+            until_s=self._begin_s,
+        )
+        had_s = had_s / contest.gpus[:, None]
+        self._owed_s: Array = share * age_s - had_s
+        counted_s = had_s + share * (kept_s - age_s) + rule.round_s / 2
+        self._urgency: Array = share * kept_s / counted_s
+        self._loss_s = snapshot.unsaved_s(rows) + RESTART_S
+        self._is_new: BoolColumn = arrived_at_s(snapshot, rows) > self._begin_s
+        self._place_of = {row: i for i, row in enumerate(rows.tolist())}
+        self._may_stop = self._stoppable()
+        self._served = self._select()
+
+    def _stoppable(self) -> BoolColumn:
+        jobs, rows = self._snapshot.jobs, self._contest.rows
+        ran_s = self._snapshot.now_s - jobs.started_at_s[rows]
+        least_s = np.maximum(jobs.min_runtime_s[rows], self._rule.round_s / 2)
+        may: BoolColumn = (self._contest.on_type >= 0) & (ran_s >= least_s)
+        return may & self._is_open
+
+    def _ranked(self) -> list[tuple[int, int]]:
+        """Return the pairs of job and type with a share, first served first."""
+        jobs, types = np.nonzero(self._share)
+        keys = (
+            jobs,
+            -self._share[jobs, types],
+            -np.round(self._owed_s[jobs, types], 3),
+            -np.round(self._urgency[jobs, types], 6),
+            self._is_new[jobs],
+        )
+        ranked = np.lexsort(keys)
+        return list(zip(jobs[ranked].tolist(), types[ranked].tolist(), strict=True))
+
+    def _select(self) -> NDArray[np.intp]:
+        """Return the type on which each job is served in this round; -1: none."""
+        contest = self._contest
+        served = np.full(len(contest.rows), -1, np.intp)
+        left = contest.capacity.copy()
+        pinned = np.flatnonzero((contest.on_type >= 0) & ~self._may_stop)
+        served[pinned] = contest.on_type[pinned]
+        np.subtract.at(left, contest.on_type[pinned], contest.gpus[pinned])
+        for job, gpu_type in self._ranked():
+            if served[job] < 0 and contest.gpus[job] <= left[gpu_type] + 1e-9:
+                served[job] = gpu_type
+                left[gpu_type] -= contest.gpus[job]
+        return served
+
+    # What the cycle asks
+
+    def order(self, snapshot: Snapshot, rows: Rows) -> Rows:
+        """Serve who shares nothing, then who is served in this round, then the others."""
+        place = np.array([self._place_of.get(row, -1) for row in rows.tolist()], np.intp)
+        contests = place >= 0
+        others = highest_priority(snapshot, rows[~contests])
+        mine = rows[contests]
+        rank = {job: i for i, (job, _) in reversed(list(enumerate(self._ranked())))}
+        last = len(rank) + self._share.size
+        ranks = np.array([rank.get(job, last) for job in place[contests].tolist()])
+        keys = (snapshot.jobs.sequence[mine], ranks, self._served[place[contests]] < 0)
+        return np.concatenate([others, mine[np.lexsort(keys)]])
+
+    def may_preempt(self, snapshot: Snapshot, row: int, running: Rows) -> Rows:
+        """Let a job that is served stop those on its type who are not, for a gain."""
+        job = self._place_of.get(row)
+        if job is None:
+            return lower_priority(snapshot, row, running)
+        gpu_type = int(self._served[job])
+        if gpu_type < 0 or self._is_new[job]:
+            return running[:0]
+        leaving = self._leaving(job, gpu_type)
+        return running[np.isin(running, self._contest.rows[leaving])]
+
+    def _leaving(self, job: int, gpu_type: int) -> BoolColumn:
+        """Return who may be stopped so that the job is served on that type."""
+        gain_s = self._owed_s[job, gpu_type] - self._owed_s[:, gpu_type]
+        leaving: BoolColumn = self._may_stop & (self._contest.on_type == gpu_type)
+        leaving &= (self._served != gpu_type) & (gain_s > self._loss_s)
+        return leaving
+
+    def gpu_types(self) -> dict[int, tuple[str, ...]]:
+        """Return the types on which each waiting job may start: its own, if it is served."""
+        contest = self._contest
+        on = contest.on_type >= 0
+        held = np.bincount(contest.on_type[on], contest.gpus[on], len(contest.capacity))
+        free = contest.capacity - held
+        found = {}
+        for job in np.flatnonzero(~on).tolist():
+            gpu_type = int(self._served[job])
+            is_bound = gpu_type >= 0 and (
+                self._is_open or contest.gpus[job] <= free[gpu_type] + 1e-9
+            )
+            allowed = [gpu_type] if is_bound else np.flatnonzero(contest.speeds[job]).tolist()
+            if len(allowed) < len(contest.gpu_types):
+                found[int(contest.rows[job])] = tuple(contest.gpu_types[k] for k in allowed)
+        return found
+
+    def moves(self) -> tuple[int, ...]:
+        """Return running jobs that stop to go on where they are faster and have their share.
+
+        Only if that pays within a round, and if there is room once those have left who may be
+        stopped for it.
+        """
+        contest, now_on = self._contest, self._contest.on_type
+        if not self._rule.sees_speeds or not self._is_open:
+            return ()
+        wishes = self._may_stop & (self._served >= 0) & (self._served != now_on)
+        movers = np.flatnonzero(wishes)
+        here = contest.speeds[movers, now_on[movers]]
+        there = contest.speeds[movers, self._served[movers]]
+        pays = (there - here) * self._rule.round_s > here * self._loss_s[movers]
+        moving = []
+        for job in movers[pays].tolist():
+            gpu_type = int(self._served[job])
+            stays = (now_on == gpu_type) & ~self._leaving(job, gpu_type)
+            if contest.gpus[job] <= contest.capacity[gpu_type] - contest.gpus[stays].sum():
+                moving.append(int(contest.rows[job]))
+        return tuple(moving)
+
+    def wake_at_s(self) -> float:
+        """Return when the next round begins, if it could change anything."""
+        is_settled = (self._contest.on_type >= 0) & (self._served == self._contest.on_type)
+        return np.inf if is_settled.all() else self._begin_s + self._rule.round_s
