@@ -301,6 +301,7 @@ async def test_every_attempt_to_change_something_is_written_down(tmp_path: Path)
         await clients["bob"].submit_many([message_of(), message_of("no good")])
         async with served.client() as nobody:
             await code_of(nobody.drain("node-0"))
+            await code_of(nobody.submit_many([message_of()]))
         for client in clients.values():
             await client.close()
     path = tmp_path / "audit.jsonl"
@@ -315,7 +316,10 @@ async def test_every_attempt_to_change_something_is_written_down(tmp_path: Path)
         ("bob", "SubmitJob", "no good", "INVALID_ARGUMENT"),
     ]
     assert told[6][:2] == ("bob", "SubmitJob")
-    assert told[7] == ("", "DrainNode", "node-0", "UNAUTHENTICATED")
+    assert told[7:] == [
+        ("", "DrainNode", "node-0", "UNAUTHENTICATED"),
+        ("", "SubmitJobs", "", "UNAUTHENTICATED"),
+    ]
     assert "spec.name" in lines[3]["detail"]
     assert path.stat().st_mode & 0o077 == 0
 

@@ -138,14 +138,20 @@ class Calls:
     ) -> Method:
         """Return the handler of a method with many requests and one response.
 
-        What it changes it tells the audit log itself, by `note`.
+        What it changes it tells the audit log itself, by `note`; here only how it failed.
         """
+        what = f"{kind.__name__.removesuffix('Request')}s"
 
         async def handle(_: object, context: Context) -> Response:
+            call: Call | None = None
             try:
-                return await method(_requests(context, kind), self._call(context))
+                call = self._call(context)
+                return await method(_requests(context, kind), call)
             except Exception as error:
                 failure = failure_of(error)
+            who = call.caller.user if call is not None else ""
+            result, detail = failure.code.name, failure.message
+            self._audit.record(who=who, what=what, target="", result=result, detail=detail)
             return await _abort(context, failure)
 
         return grpc.stream_unary_rpc_method_handler(
