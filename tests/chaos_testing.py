@@ -51,6 +51,7 @@ from scheduler.core.model import (
     TaskId,
 )
 from scheduler.core.plan import Accepted, Outcome, Plan
+from scheduler.core.ports import Backfilling
 from scheduler.core.records import JobRecord
 
 Pick = Callable[[Sequence[Any]], Any]
@@ -106,6 +107,9 @@ def random_spec(pick: Pick, others: Sequence[JobId]) -> JobSpec:
         max_retries=pick([0, 1, 3]),
         backoff_s=pick([0.0, 5.0]),
         time_limit_s=pick([0.0, 0.0, 40.0]),
+        expected_run_s=pick([0.0, 0.0, 20.0, 300.0]),
+        expected_run_spread=pick([0.0, 0.5]),
+        min_runtime_s=pick([0.0, 0.0, 10.0]),
         start_after_s=pick([0.0, 0.0, 0.0, 1030.0]),
         array_size=pick([0, 0, 0, 0, 1, 3]),
         suspended=pick(MAYBE) and pick(MAYBE),
@@ -122,7 +126,15 @@ class Chaos:
     def __init__(self, pick: Pick, *, policy: str = "priority") -> None:
         self.pick = pick
         # So little patience that gangs claim places all the time.
-        self.cluster = Cluster(replace(policy_named(policy), patience_s=20.0))
+        self.cluster = Cluster(
+            replace(
+                policy_named(policy),
+                backfill=pick([Backfilling.EASY, Backfilling.CONSERVATIVE, Backfilling.NONE]),
+                backfill_depth=3,
+                patience_s=20.0,
+                starvation_s=100.0,
+            )
+        )
         self.engine = self.cluster.engine
         self.jobs: list[JobId] = []
         self.plans: list[Plan] = []
