@@ -138,6 +138,27 @@ class TestGangsEnd:
         assert cluster.cycle().started == ["job"]
         assert {task.id.attempt for task in cluster.tasks("job")} == {2}
 
+    def test_what_is_lost_at_once_again_and_again_backs_off(self, cluster: Cluster) -> None:
+        for name, about in (("gang", {}), ("service", SERVICE)):
+            cluster.submit(name, backoff_s=10, **about)
+            for delay_s in (0, 20, 40):
+                cluster.cycle()
+                cluster.end(name, is_lost=True)
+                waits_until_s = cluster.now_s + delay_s if delay_s else 0
+                assert cluster.job(name).eligible_at_s == waits_until_s
+                assert (cluster.cycle().started == [name]) == (delay_s == 0)
+                cluster.advance(delay_s)
+            cluster.cancel(name)
+            cluster.let_go()
+
+    def test_what_is_lost_after_a_while_starts_again_at_once(self, cluster: Cluster) -> None:
+        cluster.submit("job", backoff_s=10)
+        for _ in range(5):
+            cluster.cycle()
+            cluster.advance(10)
+            cluster.end("job", is_lost=True)
+            assert cluster.job("job").eligible_at_s == 0
+
     def test_a_removed_node_loses_its_tasks_once(self, cluster: Cluster) -> None:
         cluster.submit("gang", tasks=4, gpus=4)
         cluster.cycle()

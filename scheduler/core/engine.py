@@ -9,6 +9,7 @@ to do comes out with the `Accepted` outcome.
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 
+from scheduler.core.dependencies import is_ended
 from scheduler.core.dump import (
     DUMP_FORMAT,
     Dump,
@@ -42,7 +43,6 @@ from scheduler.core.records import JobRecord, NodeView
 from scheduler.core.refusals import Refused
 from scheduler.core.snapshot import Snapshot
 from scheduler.core.state import ClusterState
-from scheduler.core.submissions import is_ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

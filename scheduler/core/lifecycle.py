@@ -6,11 +6,11 @@ lives and dies together; a service (inference) replaces its replicas one by one.
 
 from dataclasses import dataclass, field, replace
 
+from scheduler.core.dependencies import broken_by, count_end
 from scheduler.core.dump import OutcomeDump
 from scheduler.core.model import (
     MAX_BACKOFF_S,
     MILLI,
-    DependencyKind,
     JobId,
     JobKind,
     JobPhase,
@@ -168,6 +168,8 @@ class Lifecycle:
             record.streak = 1 if ran_s >= LIVE_OK_S else record.streak + 1
             record.eligible_at_s = self._at_s + _backoff_s(record)
             record.reason = f"{task.id.role}-{task.id.index} ended{_how(task)}; it is replaced"
+        elif task.phase is TaskPhase.LOST:
+            self._delay_after_loss(record, task)
         del record.tasks[task.id]
         if live:
             self.publish(record)
@@ -175,11 +177,20 @@ class Lifecycle:
             self._close_attempt(record, is_work_lost=False)
             self._go(record, JobPhase.PENDING, record.reason)
 
+    def _delay_after_loss(self, record: JobRecord, task: Task) -> None:
+        """Let a job that is lost as soon as it starts, again and again, wait in between."""
+        if task.ended_at_s - task.bound_at_s >= record.job.spec.backoff_s:
+            return
+        record.streak += 1
+        if record.streak > 1:
+            record.eligible_at_s = self._at_s + _backoff_s(record)
+
     def _after_failure(self, record: JobRecord, task: Task) -> JobPhase:
         """Return where a gang goes after a member ended badly: another try, or the end."""
         who = f"{task.id.role}-{task.id.index}"
         if task.phase is TaskPhase.LOST:  # not the job's own fault: it costs no retry
             record.reason = f"{who} was lost{_how(task)}"
+            self._delay_after_loss(record, task)
             return JobPhase.PENDING
         record.failures += 1
         record.streak += 1
@@ -314,54 +325,33 @@ class Lifecycle:
 
     def _finish(self, first: JobRecord) -> None:
         """Bury a job, and every job whose dependency on it can never hold now."""
+        state = self._state
         doomed = [first]
         while doomed:
             record = doomed.pop()
             record.ended_at_s = self._moment_s(record)
             self._changes.finished.append(record)
-            self._state.drop_job(record)
-            for ended in self._count_outcome(record):
-                for waiting in self._state.dependents.pop(ended.job_id, ()):
-                    dependent = self._state.records.get(waiting)
+            state.drop_job(record)
+            for ended in count_end(state, record, self._at_s):
+                for waiting in state.dependents.pop(ended.job_id, ()):
+                    dependent = state.records.get(waiting)
                     if dependent is None or dependent.phase.is_final:
                         continue
-                    if not self._satisfy(dependent, ended):
-                        if dependent.phase is JobPhase.PENDING:
-                            waited_s = self._moment_s(dependent) - dependent.pending_since_s
-                            dependent.waited_before_s += waited_s
-                        self._move(dependent, JobPhase.CANCELLED, dependent.reason)
-                        self.publish(dependent)
+                    if not self._goes_on(dependent, ended):
                         doomed.append(dependent)
 
-    def _count_outcome(self, record: JobRecord) -> list[OutcomeDump]:
-        """Count the end in the outcomes of the job and its array; return those now complete."""
-        complete = []
-        for job_id in (record.id, record.job.array_id):
-            if job_id is None:
-                continue
-            old = self._state.outcomes[job_id]
-            new = replace(
-                old,
-                n_ended=old.n_ended + 1,
-                n_not_ok=old.n_not_ok + (record.phase is not JobPhase.SUCCEEDED),
-                ended_at_s=self._at_s,
-            )
-            self._state.outcomes[job_id] = new
-            if new.n_ended == new.n_elements:
-                complete.append(new)
-        return complete
-
-    def _satisfy(self, record: JobRecord, ended: OutcomeDump) -> bool:
-        """Settle the record's dependencies on what ended; return False if one cannot hold."""
-        for dependency in record.job.spec.dependencies:
-            if dependency.on != ended.job_id:
-                continue
-            if not holds(dependency.kind, ended):
-                record.reason = f"its dependency {dependency.kind} {dependency.on} cannot hold"
-                return False
-        self._state.n_unmet[record.id] -= 1
+    def _goes_on(self, record: JobRecord, ended: OutcomeDump) -> bool:
+        """Let a job wait on without what has ended, or cancel it; return which."""
+        broken = broken_by(record, ended)
+        if broken is None:
+            self._state.n_unmet[record.id] -= 1
+        else:
+            if record.phase is JobPhase.PENDING:
+                record.waited_before_s += self._moment_s(record) - record.pending_since_s
+            record.reason = f"its dependency {broken.kind} {broken.on} cannot hold"
+            self._move(record, JobPhase.CANCELLED, record.reason)
         self.publish(record)
-        return True
+        return broken is None
 
     def _move(self, record: JobRecord, phase: JobPhase, why: str) -> None:
         check_job_move(record.id, record.phase, phase, history=record.history)
@@ -385,13 +375,6 @@ class Lifecycle:
         record.revision = self._state.revision
         self._state.sync(record)
         self._changes.jobs[record.id] = None
-
-
-def holds(kind: DependencyKind, ended: OutcomeDump) -> bool:
-    """Return whether a dependency on a job or array that has ended is satisfied."""
-    if kind is DependencyKind.AFTER_ANY:
-        return True
-    return (ended.n_not_ok == 0) == (kind is DependencyKind.AFTER_OK)
 
 
 def starts_of(state: ClusterState, record: JobRecord, tasks: list[Task]) -> list[Start]:

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from scheduler.core import events
+from scheduler.core.dependencies import holds, is_ended
 from scheduler.core.dump import OutcomeDump, RequestDump
-from scheduler.core.lifecycle import Changes, Lifecycle, holds
+from scheduler.core.lifecycle import Changes, Lifecycle
 from scheduler.core.model import (
     Job,
     JobId,
@@ -145,9 +146,3 @@ def _check_dependencies(state: ClusterState, spec: JobSpec) -> None:
                 f"job {dependency.on} has ended and {dependency.kind} cannot hold",
                 field,
             )
-
-
-def is_ended(state: ClusterState, job_id: JobId) -> bool:
-    """Return whether a job, or every element of an array, has ended or been forgotten."""
-    outcome = state.outcomes.get(job_id)
-    return outcome is None or outcome.n_ended == outcome.n_elements
