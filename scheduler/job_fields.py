@@ -172,6 +172,13 @@ class RoleEntry(TaskFields):
     name: Annotated[Name, Field(description="worker, ps, driver, replica, ...")]
 
 
+Moment = Annotated[
+    float,
+    BeforeValidator(lambda value: parse_moment_s(_text(value))),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+
+
 class JobEntry(TaskFields):
     """A job. One with a single role may put the role's fields here instead of in `roles`."""
 
@@ -205,11 +212,21 @@ class JobEntry(TaskFields):
     min_runtime: Annotated[
         Duration, Field(description="is not preempted before it has run so long")
     ] = 0.0
-    start_after: Annotated[
-        float,
-        BeforeValidator(lambda value: parse_moment_s(_text(value))),
-        WithJsonSchema({"type": "string", "format": "date-time"}),
+    weight: Annotated[
+        float, Field(gt=0.0, description="of its share of time beside other jobs")
+    ] = 1.0
+    throughputs: Annotated[
+        dict[str, Annotated[float, Field(gt=0.0)]],
+        Field(
+            description="work per second of all tasks together by GPU type; it cannot run on"
+            " types that are not named; none: all types are alike"
+        ),
+    ] = Field(default_factory=dict)
+    total_work: Annotated[
+        float, Field(ge=0.0, description="in units of throughput times seconds; 0: unknown")
     ] = 0.0
+    deadline: Moment = 0.0
+    start_after: Moment = 0.0
     after: Annotated[
         tuple[After, ...],
         BeforeValidator(_after),

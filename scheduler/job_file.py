@@ -234,6 +234,10 @@ def _spec(
         expected_run_s=entry.expect,
         expected_run_spread=entry.expect_spread,
         min_runtime_s=entry.min_runtime,
+        weight=entry.weight,
+        throughputs=entry.throughputs,
+        deadline_at_s=entry.deadline,
+        total_work=entry.total_work,
     )
 
 

@@ -297,6 +297,11 @@ def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, Cell | str]]:
     yield "Time limit", duration_text(spec.time_limit_s) if spec.time_limit_s else ""
     yield "Expected to run", _expectation(spec)
     yield "Not stopped before", duration_text(spec.min_runtime_s) if spec.min_runtime_s else ""
+    yield "Weight", f"{spec.weight:g}" if spec.HasField("weight") and spec.weight != 1 else ""
+    yield "Throughput", ", ".join(f"{t} {n:g}" for t, n in sorted(spec.throughputs.items()))
+    yield "Total work", f"{spec.total_work:g}" if spec.total_work else ""
+    if spec.deadline_at_s:
+        yield "Deadline", moment_text(spec.deadline_at_s, now_s)
     yield "Exit code", exit_text(job)
     yield "After", ", ".join(map(_dependency_text, spec.dependencies))
     if spec.start_after_s:

@@ -56,6 +56,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
     ),
     "Daemon": (
         Verb("daemon", "daemon:daemon", "Run the daemon.", is_local=True),
+        Verb("policies", "policies:policies", "List the policies there are.", is_local=True),
         Verb("config", "config:app", "Check files; print their schemas.", is_local=True),
         Verb(
             "journal",

@@ -28,6 +28,10 @@ class SpecOptions:
     expected_run_s: float | None = None
     expected_run_spread: float | None = None
     min_runtime_s: float | None = None
+    weight: float | None = None
+    throughputs: Sequence[str] = ()
+    total_work: float | None = None
+    deadline_at_s: float | None = None
     start_after_s: float | None = None
     array_size: int | None = None
     max_retries: int | None = None
@@ -71,6 +75,9 @@ class SpecOptions:
             ("expected_run_s", self.expected_run_s),
             ("expected_run_spread", self.expected_run_spread),
             ("min_runtime_s", self.min_runtime_s),
+            ("weight", self.weight),
+            ("total_work", self.total_work),
+            ("deadline_at_s", self.deadline_at_s),
             ("start_after_s", self.start_after_s),
             ("array_size", self.array_size),
             ("max_retries", self.max_retries),
@@ -84,6 +91,12 @@ class SpecOptions:
         if self.kind is not None:
             spec.kind = pb.JobKind.Value(f"JOB_KIND_{self.kind.upper()}")
         spec.labels.update(pairs(self.labels, "--label"))
+        for gpu_type, speed in pairs(self.throughputs, "--throughput").items():
+            try:
+                spec.throughputs[gpu_type] = float(speed)
+            except ValueError:
+                rule = f"{speed!r} is no number: write TYPE=NUMBER"
+                raise typer.BadParameter(rule, param_hint="--throughput") from None
 
     def _says_something_of_tasks(self) -> bool:
         some = (self.tasks, self.min_tasks, self.gpu_milli, self.gpu_memory_mib, self.cpu_milli)

@@ -194,6 +194,20 @@ def submit(
         float | None,
         typer.Option(parser=parse_duration_s, metavar="TIME", help="Not stopped before."),
     ] = None,
+    weight: Annotated[
+        float | None, typer.Option(min=0.0, metavar="N", help="Of its share of time.")
+    ] = None,
+    throughput: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPE=N", help="Work a second on a GPU type (repeatable)."),
+    ] = None,
+    total_work: Annotated[
+        float | None, typer.Option(min=0.0, metavar="N", help="Work until its end.")
+    ] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(parser=_moment, metavar="WHEN", help="Should have ended by then."),
+    ] = None,
     hold: Annotated[
         bool | None, typer.Option("--hold", help="Submit it suspended; `resume` lets it go.")
     ] = None,
@@ -278,6 +292,10 @@ def submit(
         expected_run_s=expect,
         expected_run_spread=expect_spread,
         min_runtime_s=min_runtime,
+        weight=weight,
+        throughputs=throughput or (),
+        total_work=total_work,
+        deadline_at_s=deadline,
         start_after_s=start_after,
         array_size=array,
         max_retries=retries,

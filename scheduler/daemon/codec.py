@@ -28,6 +28,7 @@ from scheduler.daemon.limits import (
     ENV_KEY_RULE,
     REQUEST_ID,
     Limits,
+    check_amount,
     check_count,
     check_int,
     check_job_id,
@@ -115,7 +116,21 @@ def spec_from(message: cluster_pb2.JobSpec, limits: Limits) -> JobSpec:
         expected_run_s=check_seconds("expected_run_s", message.expected_run_s, longest_s),
         expected_run_spread=_spread(message),
         min_runtime_s=check_seconds("min_runtime_s", message.min_runtime_s, longest_s),
+        weight=check_amount("weight", message.weight) if message.HasField("weight") else 1.0,
+        throughputs=_throughputs(message, limits) if message.throughputs else (),
+        deadline_at_s=check_seconds("deadline_at_s", message.deadline_at_s, limits.max_epoch_s),
+        total_work=check_amount("total_work", message.total_work, least=0.0),
     )
+
+
+def _throughputs(message: cluster_pb2.JobSpec, limits: Limits) -> tuple[tuple[str, float], ...]:
+    check_count("throughputs", len(message.throughputs), limits.max_gpu_types)
+    for gpu_type, speed in message.throughputs.items():
+        if not gpu_type:
+            raise InvalidInput("throughputs", "must name GPU types")
+        check_text("throughputs", gpu_type, limits.max_value_length)
+        check_amount(f"throughputs[{gpu_type}]", speed)
+    return tuple(sorted(message.throughputs.items()))
 
 
 def _spread(message: cluster_pb2.JobSpec) -> float:

@@ -66,6 +66,10 @@ def spec_message(spec: JobSpec) -> cluster_pb2.JobSpec:
         expected_run_s=spec.expected_run_s,
         expected_run_spread=spec.expected_run_spread,
         min_runtime_s=spec.min_runtime_s,
+        weight=spec.weight,
+        throughputs=dict(spec.throughputs),
+        deadline_at_s=spec.deadline_at_s,
+        total_work=spec.total_work,
     )
 
 

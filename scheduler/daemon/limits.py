@@ -13,6 +13,7 @@ from typing import Self
 from scheduler.config import LimitsConfig
 from scheduler.core.errors import InvalidInput
 
+SMALLEST_AMOUNT = 1e-12
 YEAR_S = 366 * 24 * 3600.0
 
 
@@ -131,6 +132,13 @@ def check_seconds(field: str, value: float, highest: float) -> float:
     """Return a time from 0 on; not a number and infinity are refused too."""
     if not 0.0 <= value <= highest:
         raise InvalidInput(field, f"must be from 0 to {highest:g} seconds")
+    return value
+
+
+def check_amount(field: str, value: float, least: float = SMALLEST_AMOUNT) -> float:
+    """Return a number of reasonable size; programs that share by it need it to be one."""
+    if not least <= value <= 1 / SMALLEST_AMOUNT:
+        raise InvalidInput(field, f"must be from {least:g} to {1 / SMALLEST_AMOUNT:g}")
     return value
 
 
