@@ -235,6 +235,47 @@ class TestWhatIsForeseen:
         assert easy.cycle().unplaced["next"].cause is Cause.RELEASE
 
 
+class TestStarvation:
+    @pytest.fixture
+    def starving(self) -> Iterator[Cluster]:
+        """Two nodes of 4 GPUs, half busy for 100 s more; `wide` needs both and starves."""
+        cluster = Cluster(policy_with("easy", starvation_s=1000.0))
+        cluster.add_nodes(2, gpus=4)
+        for i in range(2):
+            cluster.submit(f"job-{i}", gpus=2, cpus=33, expected_run_s=1100)
+        cluster.cycle()
+        cluster.submit("wide", tasks=2, gpus=3)
+        cluster.advance(1000)
+        yield cluster
+        cluster.validate()
+
+    def test_nobody_passes_however_short_it_says_it_is(self, starving: Cluster) -> None:
+        for i in range(3):
+            starving.submit(f"short-{i}", gpus=1, expected_run_s=1)
+        decided = starving.cycle()
+        # Beside the three GPUs that it will have on each node, anybody may start.
+        assert decided.started == ["short-0", "short-1"]
+        assert "which waits longest" in decided.sentences["short-2"]
+        assert "wide" not in expected(starving)
+
+    def test_another_is_promised_places_meanwhile(self, starving: Cluster) -> None:
+        starving.add_node("other", gpus=2, gpu_type="B")
+        starving.submit("on-other", gpus=2, gpu_types=["B"], expected_run_s=50)
+        starving.cycle()
+        starving.submit("next", gpus=1, gpu_types=["B"])
+        assert expected(starving) == {"next": 50}
+
+    def test_one_of_two_that_starve_is_promised_places_at_least(
+        self, starving: Cluster
+    ) -> None:
+        starving.add_node("other", gpus=2, gpu_type="B")
+        starving.submit("on-other", gpus=2, gpu_types=["B"], expected_run_s=5000)
+        starving.cycle()
+        starving.submit("also", gpus=1, gpu_types=["B"])
+        starving.advance(1000)
+        assert expected(starving) == {"also": 4000}
+
+
 class TestConservative:
     def test_several_gangs_are_told_when_they_start(self, conservative: Cluster) -> None:
         cluster = conservative

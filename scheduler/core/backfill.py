@@ -71,12 +71,11 @@ class Backfill:
         if self._policy.backfill is Backfilling.NONE:
             return self._close(row, musts)
         promise = None
-        if waited_s < self._policy.starvation_s:
-            promise = self._promise(row, musts)
-        if promise is None and waited_s >= self._policy.patience_s and self.claimed is None:
-            promise = self._claims.claim(row, musts)
-            if promise is not None:
-                self.claimed = row
+        if waited_s >= self._policy.starvation_s:
+            promise = self._claim(row, musts)
+        promise = promise or self._promise(row, musts)
+        if promise is None and waited_s >= self._policy.patience_s:
+            promise = self._claim(row, musts)
         if promise is not None:
             self._draft.promise(promise)
         return promise is not None
@@ -127,6 +126,13 @@ class Backfill:
         jobs = self._draft.snapshot.jobs
         since_s: FloatColumn = np.maximum(jobs.pending_since_s[rows], jobs.eligible_at_s[rows])
         return since_s
+
+    def _claim(self, row: int, wants: tuple[Want, ...]) -> Promise | None:
+        """Return the claim of this cycle, if nobody has it."""
+        claim = self._claims.claim(row, wants) if self.claimed is None else None
+        if claim is not None:
+            self.claimed = row
+        return claim
 
     def _close(self, row: int, wants: tuple[Want, ...]) -> bool:
         """Close the nodes that the gang could use, unless it can never have enough of them."""

@@ -87,8 +87,9 @@ def as_if_submitted(snapshot: Snapshot, spec: JobSpec) -> Snapshot:
 
 def n_ahead(snapshot: Snapshot, policy: Policy, job_id: JobId) -> int:
     """Return how many waiting jobs the policy serves before that one; 0 if it may not start."""
+    rule = policy.order if policy.rounds is None else policy.rounds(snapshot).order
     waiting = snapshot.waiting_rows()
-    order = policy.order(snapshot, waiting[snapshot.may_start(waiting)])
+    order = rule(snapshot, waiting[snapshot.may_start(waiting)])
     ahead = np.flatnonzero([snapshot.job_at(row).id == job_id for row in order.tolist()])
     return int(ahead[0]) if len(ahead) else 0
 
