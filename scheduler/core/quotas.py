@@ -35,6 +35,7 @@ Rank = tuple[int, ...]
 
 OWED_NOTHING = 4
 END = 5
+OWED_NOTHING_AT_ALL: Rank = (END,)
 
 
 class Ledger:
@@ -232,7 +233,7 @@ class Quotas:
         """
         nodes = self._ranked_nodes(int(self.snapshot.jobs.queue[row]))
         if not any(nodes):
-            return (END,)
+            return OWED_NOTHING_AT_ALL
         if as_gang:
             gang = self.snapshot.gangs[self.snapshot.jobs.gang[row]]
             options = self._options_of(least_of_gang(gang))

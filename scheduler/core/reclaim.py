@@ -17,8 +17,17 @@ from scheduler.core.model import MILLI, Shape
 from scheduler.core.placement import Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
 from scheduler.core.preemption import CPU_WEIGHT, RESTART_S, Victim
-from scheduler.core.quotas import Claim, Excess, Quotas, least_of
+from scheduler.core.quotas import (
+    OWED_NOTHING_AT_ALL,
+    Claim,
+    Excess,
+    Quotas,
+    least_of,
+)
 from scheduler.core.snapshot import CPU, MEMORY, BoolColumn, FloatColumn, IntColumn, Rows
+
+MOST_TRIES = 4
+"""Searches for one job, each without those who would be served before it."""
 
 
 class Reclaim:
@@ -38,6 +47,8 @@ class Reclaim:
         if no set helps.
         """
         draft, quotas = self._draft, self._quotas
+        if self._must_wait(row):
+            return []
         by_policy = np.zeros(len(draft.is_evicted), np.bool_)
         by_policy[self._rule(draft.snapshot, row, self._fair_game)] = True
         fair_game = self._fair_game
@@ -51,12 +62,30 @@ class Reclaim:
                 continue
             asked = wants if gpu_type is None else _of_type(wants, gpu_type)
             search = _Search(draft, quotas, row=row, needs=least_of(asked), table=self._known())
-            gone = search.run(claim, allowed, by_policy)
+            for _ in range(MOST_TRIES):
+                gone = search.run(claim, allowed, by_policy)
+                first = search.before(gone)
+                if not first:
+                    break
+                search.undo()
+                allowed = np.setdiff1d(allowed, first)
+            else:
+                gone = []
             if gone:
                 draft.note_ends((victim.row, victim.tasks) for victim in gone)
                 self._hold(row, asked)
                 return gone
         return []
+
+    def _must_wait(self, row: int) -> bool:
+        """Return whether a job that is owed nothing meets what others were promised.
+
+        They are other queues' and before it: they would take what is freed for it.
+        """
+        quotas = self._quotas
+        queue_of = quotas.snapshot.jobs.queue
+        is_met = any(queue_of[promise.row] != queue_of[row] for promise in self._draft.promises)
+        return quotas.tree.has_shares and is_met and quotas.rank(row) == OWED_NOTHING_AT_ALL
 
     def _hold(self, row: int, wants: tuple[Want, ...]) -> None:
         admitted = self._quotas.admit(row, wants, is_now=False)
@@ -163,29 +192,29 @@ class _Search:
             if not len(near):
                 return []
             if self._free_places(near) and self._free_quota(near, need):
-                return self._checked(self._reprieve())
-            self._undo()
+                return self._reprieve()
+            self.undo()
         if self._free_places(allowed) and self._free_quota(allowed, need):
-            return self._checked(self._reprieve())
-        self._undo()
+            return self._reprieve()
+        self.undo()
         return []
 
-    def _checked(self, victims: list[Victim]) -> list[Victim]:
-        """Return the victims if none of them would be served before the job from now on.
+    def before(self, victims: list[Victim]) -> list[int]:
+        """Return which of the victims would be served before the job from now on.
 
-        Else it would take the places that were freed for the job, time and again.
+        They would take the places that were freed for the job, time and again.
         """
         quotas, queue_of = self._quotas, self._draft.snapshot.jobs.queue
         if not quotas.tree.has_shares:
-            return victims
+            return []
         mine = quotas.rank(self._row)
+        first = []
         for victim in victims:
             theirs = quotas.rank(victim.row, as_gang=True)
             is_at_home = queue_of[victim.row] == queue_of[self._row]
             if not (mine < theirs or (is_at_home and mine == theirs)):
-                self._undo()
-                return []
-        return victims
+                first.append(victim.row)
+        return first
 
     def _is_below(self, rows: Rows, blocker: int) -> BoolColumn:
         tree, queue = self._quotas.tree, self._draft.snapshot.jobs.queue
@@ -214,7 +243,8 @@ class _Search:
         self._draft.restore(self._space, row, victim.tasks)
         self._quotas.release(row, victim.tasks, sign=1)
 
-    def _undo(self) -> None:
+    def undo(self) -> None:
+        """Book whoever was let go as there again."""
         for row in list(self._gone):
             self._take_back(row)
 
