@@ -5,10 +5,12 @@ import random
 from collections.abc import Iterator
 from statistics import mean
 
+import numpy as np
 import pytest
 from backfill_testing import Life, policy_with, random_works
-from cluster_testing import Cluster, role_of
+from cluster_testing import Cluster, assert_same_columns, columns_of, role_of
 
+from scheduler.core import capacity
 from scheduler.core.cycle import expected_start, n_ahead
 from scheduler.core.model import JobKind, JobPhase, StopCause
 from scheduler.core.plan import Cause
@@ -520,3 +522,42 @@ class TestForeseen:
             "impossible": None,
         }
         assert n_ahead(cluster.snapshot(), cluster.policy, cluster.ids["job-3"]) == 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_ends_at_once_are_booked_as_one_by_one(seed: int) -> None:
+    draw = random.Random(seed)
+    cluster = Cluster("fifo")
+    cluster.add_nodes(3, gpus=4)
+    cluster.add_node("small", gpus=1, gpu_memory_mib=1000)
+    cluster.add_node("cpu")
+    for i in range(30):
+        gpus = draw.choice([0, 0.2, 0.5, 1, 2])
+        memory_mib = draw.choice([0, 300]) if 0 < gpus < 1 else 0
+        cluster.submit(
+            f"job-{i}", tasks=draw.choice([1, 2]), gpus=gpus, gpu_memory_mib=memory_mib
+        )
+    cluster.cycle()
+    cluster.health("node-1", bad_gpus=[0, 2])
+    snapshot = cluster.snapshot()
+    tasks = [
+        (snapshot.nodes.row_of[task.node], record.job.spec.roles[0].shape, task.devices)
+        for record in cluster.engine.jobs()
+        for task in record.live_tasks()
+    ]
+    draw.shuffle(tasks)
+    n_gone = len(tasks) // 2
+    one_by_one, at_once = snapshot.nodes.for_draft(), snapshot.nodes.for_draft()
+    for place in tasks[:n_gone]:
+        capacity.give(one_by_one, *place)
+    shapes = list(dict.fromkeys(shape for _, shape, _ in tasks))
+    columns = capacity.tasks_of(
+        snapshot.nodes,
+        np.array([node for node, _, _ in tasks]),
+        np.array([shapes.index(shape) for _, shape, _ in tasks]),
+        shapes,
+        [devices for _, _, devices in tasks],
+    )
+    changed = capacity.give_all(at_once, columns.first(n_gone))
+    assert changed == sorted({node for node, _, _ in tasks[:n_gone]})
+    assert_same_columns(at_once, columns_of(one_by_one))
