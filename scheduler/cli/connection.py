@@ -50,8 +50,8 @@ _TLS_TROUBLE = (
     (
         "Socket closed",
         "hangs up on us",
-        "It may want TLS (--ca or LEPTON_CA), or a certificate of yours that it trusts (--cert"
-        " and --key).",
+        "It may want TLS: give --ca (or LEPTON_CA); or a certificate of yours that it trusts:"
+        " --cert and --key.",
     ),
 )
 
