@@ -276,6 +276,16 @@ async def test_forgetting_a_job_removes_its_folders(folder: Path) -> None:
         await until(lambda: not executor.task_folder(start.task.id).parent.parent.exists())
 
 
+async def test_folders_nested_deeper_than_python_goes_are_removed_too(folder: Path) -> None:
+    code = "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')"
+    start = start_of(sys.executable, "-c", code)
+    async with executor_in(folder) as (executor, recorder):
+        executor.submit(accepted(start))
+        assert (await recorder.end_of(start)).exit_code == 0
+        executor.forget(start.job.id)
+        await until(lambda: not executor.task_folder(start.task.id).parent.parent.exists())
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users")
 async def test_a_mapped_submitter_runs_as_that_user(open_folder: Path) -> None:
     code = "id -u; id -Gn; pwd; echo mine > here; grep NoNewPrivs /proc/self/status"
