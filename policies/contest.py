@@ -31,7 +31,7 @@ class Contest:
     weights: Array  # [jobs]
     speeds: Array  # [jobs, types] work per second; 0: cannot run there
     elapsed_s: Array  # [jobs] since arrival
-    remaining_work: Array  # [jobs]
+    remaining_work: Array  # [jobs] at least for a second at full speed
     on_type: NDArray[np.intp]  # [jobs] where the job runs; -1: it does not
 
     @property
@@ -76,7 +76,7 @@ def contest_of(snapshot: Snapshot) -> Contest:
         weights=np.array([spec.weight for spec in specs]),
         speeds=speeds,
         elapsed_s=np.maximum(snapshot.now_s - arrived_at_s(snapshot, rows), 0.0),
-        remaining_work=np.where(total > done, total - done, beyond),
+        remaining_work=np.maximum(np.where(total > done, total - done, beyond), fastest),
         on_type=_where(snapshot, rows, gpu_types),
     )
 

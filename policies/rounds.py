@@ -67,7 +67,16 @@ class _Turn:
         self._is_open = snapshot.now_s < self._begin_s + rule.round_s / 2
         share = np.round(rule.program(contest), 6)
         share[(share < SMALLEST) | (contest.speeds <= 0)] = 0.0
-        self._share = share
+        known = contest.speeds if rule.sees_speeds else contest.runs_on
+        # Types on which a job is equally fast are one type for it, as no program tells them
+        # apart: how it splits a share among them means nothing.
+        alike = (known[:, :, None] == known[:, None, :]) & (known > 0)[:, :, None]
+        self._asked, self._share = share, np.einsum("jlk,jk->jl", alike, share)
+        # Nobody is to stop by itself in order to go on where it is no faster.
+        there = known[np.arange(len(known)), contest.on_type]
+        is_elsewhere = contest.on_type[:, None] != np.arange(known.shape[1])
+        is_worse = is_elsewhere & (contest.on_type >= 0)[:, None] & (known <= there[:, None])
+        self._is_choice: BoolColumn = (self._share > 0) & ~is_worse
         rows, kept_s = contest.rows, rule.round_s * ROUNDS_KEPT
         age_s = np.clip(self._begin_s - arrived_at_s(snapshot, rows), 0.0, kept_s)[:, None]
         had_s = snapshot.gpu_s(
@@ -76,10 +85,10 @@ class _Turn:
             since_s=self._begin_s - kept_s,
             until_s=self._begin_s,
         )
-        had_s = had_s / contest.gpus[:, None]
-        self._owed_s: Array = share * age_s - had_s
-        counted_s = had_s + share * (kept_s - age_s) + rule.round_s / 2
-        self._urgency: Array = share * kept_s / counted_s
+        had_s = np.einsum("jlk,jk->jl", alike, had_s / contest.gpus[:, None])
+        self._owed_s: Array = self._share * age_s - had_s
+        counted_s = had_s + self._share * (kept_s - age_s) + rule.round_s / 2
+        self._urgency: Array = self._share * kept_s / counted_s
         self._loss_s = snapshot.unsaved_s(rows) + RESTART_S
         self._is_new: BoolColumn = arrived_at_s(snapshot, rows) > self._begin_s
         self._place_of = {row: i for i, row in enumerate(rows.tolist())}
@@ -95,10 +104,10 @@ class _Turn:
 
     def _ranked(self) -> list[tuple[int, int]]:
         """Return the pairs of job and type with a share, first served first."""
-        jobs, types = np.nonzero(self._share)
+        jobs, types = np.nonzero(self._is_choice)
         keys = (
             jobs,
-            -self._share[jobs, types],
+            -self._asked[jobs, types],
             -np.round(self._owed_s[jobs, types], 3),
             -np.round(self._urgency[jobs, types], 6),
             self._is_new[jobs],

@@ -106,6 +106,22 @@ class TestTimeFractions:
 
 
 class TestTypes:
+    @pytest.mark.parametrize(
+        "name", ["max_min_fairness", "max_min_fairness_perf", "finish_time_fairness"]
+    )
+    def test_types_that_are_alike_are_one_type(self, name: str) -> None:
+        # A program may split a share among equal types at will, which must stop nobody's turn.
+        cluster = Cluster(name, now_s=10 * ROUND_S)
+        cluster.add_nodes(1, prefix="k", gpus=1, gpu_type="K80")
+        cluster.add_nodes(1, prefix="v", gpus=2, gpu_type="V100")
+        names = [f"job-{i}" for i in range(6)]
+        for job in names:
+            cluster.submit(job, gpus=1, checkpoint_interval_s=20, expected_run_s=1e6)
+        begin_s = cluster.now_s
+        play(cluster, 60)
+        got = fractions(cluster, *names, since_s=begin_s)
+        assert got == pytest.approx([0.5] * 6, abs=2 * GRAIN)
+
     def test_knowing_throughputs_beats_not_knowing(self) -> None:
         work = {}
         for policy in ("max_min_fairness", "max_min_fairness_perf"):
@@ -137,7 +153,7 @@ class TestTypes:
             cluster.submit(
                 f"job-{i}", gpus=1, throughputs=(("V100", 1.0),), checkpoint_interval_s=60
             )
-        play(cluster, 30)
+        play(cluster, 20)
         for i in range(3):
             had = time_on(cluster, f"job-{i}")
             assert had["K80"] == 0
