@@ -169,6 +169,13 @@ def policy_named(
     return policy if score is None else replace(policy, score=score_named(score, snapshot))
 
 
+def in_rounds_of(policy: Policy, round_s: float) -> Policy:
+    """Return the policy with turns of that length, if it has turns."""
+    if not isinstance(policy.rounds, Rounds):
+        return policy
+    return replace(policy, rounds=replace(policy.rounds, round_s=round_s))
+
+
 def score_named(name: str, snapshot: Snapshot | None = None) -> NodeScore:
     """Return the score of that name; InvalidInput names the ones there are.
 

@@ -190,6 +190,7 @@ class DaemonConfig(_Section):
     policy: Annotated[str, AfterValidator(_known_policy)] = "priority"
     score: Annotated[str, AfterValidator(_known_score)] = "best-fit"  # where tasks go best
     backfill: BackfillConfig = BackfillConfig()
+    round_s: Annotated[float, Field(ge=10.0, le=86_400.0)] = 360.0  # of policies with turns
     cycle_s: PositiveFloat = 10.0  # the longest time between two decisions
     debounce_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.01
     dump_every_events: PositiveInt = 20_000

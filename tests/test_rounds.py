@@ -1,12 +1,10 @@
 """Shares made true by rounds: closed forms over many rounds, and no thrash."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from cluster_testing import Cluster, Decided
 
-from policies.registry import ABOUT, POLICIES, policy_named
+from policies.registry import ABOUT, POLICIES, in_rounds_of, policy_named
 from policies.rounds import ROUND_S, ROUNDS_KEPT
 
 GRAIN = 1 / ROUNDS_KEPT
@@ -326,10 +324,7 @@ class TestRegistry:
         assert all(about.aim and about.source for about in ABOUT.values())
 
     def test_rounds_may_be_of_any_length(self) -> None:
-        policy = policy_named("max_min_fairness")
-        assert policy.rounds is not None
-        short = replace(policy, rounds=replace(policy.rounds, round_s=60.0))
-        cluster = Cluster(short, now_s=600.0)
+        cluster = Cluster(in_rounds_of(policy_named("max_min_fairness"), 60.0), now_s=600.0)
         cluster.add_nodes(1, gpus=1, gpu_type="V100")
         for name in ("a", "b"):
             cluster.submit(name, gpus=1, checkpoint_interval_s=1)

@@ -9,6 +9,9 @@ from cli_testing import FakeCluster, fake_cluster, lepton
 from rpc_testing import message_of
 
 from policies.registry import POLICIES
+from policies.rounds import Rounds
+from scheduler.cli.daemon import policy_for
+from scheduler.config import parse_config
 from scheduler.core.errors import InvalidInput
 from scheduler.core.model import JobSpec
 from scheduler.daemon.codec import spec_from
@@ -89,3 +92,10 @@ def test_policies_are_listed_without_a_daemon() -> None:
     found = json.loads(lepton("policies", "-o", "json").stdout)["policies"]
     assert [policy["name"] for policy in found] == list(POLICIES)
     assert {policy["name"] for policy in found if not policy["takes_turns"]} >= {"fifo", "drf"}
+
+
+def test_the_configuration_says_how_long_a_round_is() -> None:
+    text = "policy: water_filling\nround_s: 60"
+    policy = policy_for(parse_config(text, "lepton.yaml", folder=Path("/work")))
+    assert isinstance(policy.rounds, Rounds)
+    assert policy.rounds.round_s == 60

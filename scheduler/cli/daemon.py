@@ -129,11 +129,12 @@ async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") ->
 
 def policy_for(config: DaemonConfig, snapshot: "Snapshot | None" = None) -> "Policy":
     """Return the policy that a configuration asks for, aimed at the jobs of the snapshot."""
-    from policies.registry import policy_named
+    from policies.registry import in_rounds_of, policy_named
     from scheduler.core.ports import Backfilling
 
+    policy = policy_named(config.policy, score=config.score, snapshot=snapshot)
     return replace(
-        policy_named(config.policy, score=config.score, snapshot=snapshot),
+        in_rounds_of(policy, config.round_s),
         backfill=Backfilling(config.backfill.kind),
         backfill_depth=config.backfill.depth,
         patience_s=config.backfill.patience_s,
