@@ -20,8 +20,8 @@ from report import report
 from policies.registry import policy_named
 from scheduler.core.cycle import decide
 from scheduler.core.engine import Engine
-from scheduler.core.events import JobsSubmitted, NodeRegistered, PlanCommitted
-from scheduler.core.model import Gpu, JobSpec, Launch, Node, Role, Shape
+from scheduler.core.events import JobsSubmitted, NodeRegistered, PlanCommitted, QueuePut
+from scheduler.core.model import Gpu, JobSpec, Launch, Node, Queue, QueueName, Role, Shape
 from scheduler.core.plan import Plan
 
 N_NODES = 5_000
@@ -286,6 +286,72 @@ def large() -> None:
     )
 
 
+def tree() -> list[QueueName]:
+    """Put 1,000 queues in three levels; return the leaves."""
+    return [QueueName(f"q{a}-{b}-{c}") for a in range(10) for b in range(10) for c in range(9)]
+
+
+def tenants() -> None:
+    """A tree of 1,000 queues, each with a guarantee, a limit and jobs."""
+    engine = cluster(N_NODES)
+    leaves = tree()
+    middles = list(dict.fromkeys(QueueName(leaf.rsplit("-", 1)[0]) for leaf in leaves))
+    tops = list(dict.fromkeys(QueueName(middle.split("-")[0]) for middle in middles))
+    for name in (*tops, *middles, *leaves):
+        parent = QueueName(name.rpartition("-")[0])
+        gpus = {0: 4000, 1: 400, 2: 40}[name.count("-")]
+        queue = Queue(
+            name=name,
+            parent=parent,
+            weight=1.0 + len(name) % 3,
+            guaranteed=(("gpu_milli", gpus * 500),),
+            limit=(("gpu_milli", gpus * 1500), ("gpu_milli:A100", gpus * 1000)),
+        )
+        outcome = engine.observe(QueuePut(at_s=0.0, queue=queue))
+        assert not hasattr(outcome, "refusal"), outcome
+    draw = random.Random(11)
+    specs = [spec_of(shape) for shape in shapes(40)]
+    for i in range(10_000):
+        spec = replace(draw.choice(specs), queue=draw.choice(leaves))
+        engine.observe(JobsSubmitted(at_s=float(i), spec=spec))
+    took_s, plan = timed(engine)
+    report(
+        benchmark="decide",
+        case="10,000 single tasks in a tree of 1,000 queues",
+        value=len(plan.placements) / took_s,
+        unit="placements/s",
+        better="higher",
+        goal=10_000,
+        goal_of="value",
+        size=f"{N_NODES} nodes of 8 GPUs, {len(plan.placements)} placed, "
+        f"{len(plan.unplaced)} waiting",
+    )
+
+
+def reclaiming() -> None:
+    """A full cluster of borrowers, and a queue that takes 2,000 GPUs back in gangs of 8."""
+    n_gangs = 250
+    engine = cluster(N_NODES)
+    shape = Shape(cpu_milli=8000, memory_mib=16384, gpus=1)
+    crowd(engine, N_NODES * 8, shape)
+    owner = Queue(name=QueueName("owner"), guaranteed=(("gpu_milli", n_gangs * 8000),))
+    engine.observe(QueuePut(at_s=2e5, queue=owner))
+    spec = replace(spec_of(replace(shape, gpus=8)), queue=owner.name)
+    for _ in range(n_gangs):
+        engine.observe(JobsSubmitted(at_s=2e5, spec=spec))
+    took_s, plan = timed(engine)
+    assert len(plan.evictions) == n_gangs * 8, len(plan.evictions)
+    report(
+        benchmark="decide",
+        case="2,000 GPUs reclaimed by 250 gangs of 8",
+        value=took_s,
+        unit="s",
+        better="lower",
+        goal=2.0,
+        size=f"{N_NODES} nodes of 8 GPUs, all busy with {N_NODES * 8} jobs",
+    )
+
+
 def memory(case: str, goal_mib: float, size: str) -> None:
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report(
@@ -305,6 +371,8 @@ if __name__ == "__main__":
     hopeless()
     backfilling()
     preempting()
+    tenants()
+    reclaiming()
     memory("peak memory so far", 800, f"{N_NODES} nodes, up to 100,000 jobs")
     large()
     memory("peak memory of all cases", 1536, "10,000 nodes, 100,000 jobs")

@@ -154,6 +154,7 @@ class Quotas:
         self._columns: dict[Shape, tuple[int, ...]] = {}
         self._needs: dict[int, tuple[IntColumn, bool]] = {}
         self._options: dict[int, list[tuple[IntColumn, str | None]]] = {}
+        self._most: dict[int, IntColumn] = {}
         self._lines: dict[int, list[tuple[int, list[int]]]] = {}
         self._held: dict[int, IntColumn] = {}
         for row in np.flatnonzero(snapshot.jobs.n_stopping > 0).tolist():
@@ -274,6 +275,22 @@ class Quotas:
             known = self._needs[gang] = self._total(wants)
         return known
 
+    def _at_most(self, row: int, wants: tuple[Want, ...]) -> IntColumn:
+        """Return what a job takes at most of each type, if its GPUs may be of several."""
+        gang = int(self.snapshot.jobs.gang[row])
+        is_whole = self.snapshot.jobs.phase[row] == PENDING
+        known = self._most.get(gang) if is_whole else None
+        if known is None:
+            known, _ = self._total(wants)
+            for want in wants:
+                columns = self._type_columns(want.shape)
+                if len(columns) > 1:
+                    n_tasks = len(want.must) + len(want.may)
+                    known[list(columns)] += want.shape.total_gpu_milli * n_tasks
+            if is_whole:
+                self._most[gang] = known
+        return known
+
     def held(self, row: int) -> IntColumn:
         """Return what all live tasks of a job hold."""
         known = self._held.get(row)
@@ -331,6 +348,8 @@ class Quotas:
         queue = int(self.snapshot.jobs.queue[row])
         on_path = self._bounds_types[self.tree.paths[queue]]
         is_bound = is_open and bool(on_path.any())
+        if is_bound and self._excess(queue, self._at_most(row, wants), is_now=is_now) is None:
+            return wants
         excess = self._excess(queue, need, is_now=is_now)
         if excess is None and not is_bound:
             return wants

@@ -6,7 +6,7 @@ in the way; then, from the dearest on, whoever turns out not to be needed is spa
 not help is never stopped.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -131,15 +131,15 @@ class _Table:
 
     def nodes_for(
         self, shape: Shape, space: Space, is_allowed: BoolColumn
-    ) -> tuple[Rows, list[Rows]]:
-        """Return where one more such task could fit, cheapest first, and who is there.
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield where one more such task could fit, cheapest first, and who is there.
 
         The cost is that of the first holders on a node whose amounts suffice: an estimate.
         """
         kept = is_allowed[self.row] & space.could_take(shape)[self.node]
         row, node, amount = self.row[kept], self.node[kept], self.amount[kept]
         if not len(row):
-            return row, []
+            return
         begins = np.ones(len(node), np.bool_)
         begins[1:] = node[1:] != node[:-1]
         starts = np.flatnonzero(begins)
@@ -159,7 +159,8 @@ class _Table:
         order = np.argsort(least, kind="stable")
         order = order[np.isfinite(least[order])]
         ends = np.append(starts[1:], len(node))
-        return node[starts[order]], [row[starts[i] : ends[i]] for i in order.tolist()]
+        for i in order.tolist():
+            yield int(node[starts[i]]), row[starts[i] : ends[i]].tolist()
 
 
 class _Search:
@@ -259,12 +260,9 @@ class _Search:
             n_left = len(want.must)
             while n_left and is_complete:
                 before = n_left
-                nodes: Iterable[int] = ()
-                holders: list[Rows] = []
+                offers: Iterator[tuple[int, list[int]]] = iter(())
                 if self._space.best(shape) is None:
-                    found, holders = self._table.nodes_for(shape, self._space, is_allowed)
-                    nodes = found.tolist()
-                offers = zip(nodes, holders, strict=True)
+                    offers = self._table.nodes_for(shape, self._space, is_allowed)
                 while n_left:
                     spot = self._space.place(shape)
                     if spot is not None:
@@ -274,7 +272,7 @@ class _Search:
                     offer = next(offers, None)
                     if offer is None:
                         break
-                    self._free_node(offer[0], shape, offer[1].tolist())
+                    self._free_node(offer[0], shape, offer[1])
                 is_complete = n_left < before
         for spot, shape in reversed(placed):
             self._space.give(spot.row, shape, spot.devices)
