@@ -65,7 +65,7 @@ class _Turn:
         self._rule, self._snapshot, self._contest = rule, snapshot, contest
         self._begin_s = float(np.floor(snapshot.now_s / rule.round_s) * rule.round_s)
         self._is_open = snapshot.now_s < self._begin_s + rule.round_s / 2
-        share = np.round(rule.program(contest), 6)
+        share = np.round(_shares(rule.program, contest), 6)
         share[(share < SMALLEST) | (contest.speeds <= 0)] = 0.0
         known = contest.speeds if rule.sees_speeds else contest.runs_on
         # Types on which a job is equally fast are one type for it, as no program tells them
@@ -204,3 +204,15 @@ class _Turn:
         """Return when the next round begins, if it could change anything."""
         is_settled = (self._contest.on_type >= 0) & (self._served == self._contest.on_type)
         return np.inf if is_settled.all() else self._begin_s + self._rule.round_s
+
+
+def _shares(program: ShareProgram, contest: Contest) -> Array:
+    """Return the program's shares, or equal ones if its numbers defeat the solver."""
+    try:
+        share = program(contest)
+    except (ValueError, ArithmeticError):
+        share = np.full(contest.speeds.shape, np.nan)
+    if np.isfinite(share).all():
+        return share
+    equal = contest.capacity / max(contest.gpus.sum(), contest.capacity.sum())
+    return np.where(contest.speeds > 0, equal, 0.0)

@@ -1,11 +1,14 @@
 """Shares made true by rounds: closed forms over many rounds, and no thrash."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cluster_testing import Cluster, Decided
 
+from policies.contest import Contest
 from policies.registry import ABOUT, POLICIES, in_rounds_of, policy_named
-from policies.rounds import ROUND_S, ROUNDS_KEPT
+from policies.rounds import ROUND_S, ROUNDS_KEPT, Rounds
 
 GRAIN = 1 / ROUNDS_KEPT
 GRACE_S = 5.0
@@ -274,6 +277,26 @@ class TestMixes:
                     cluster.end(cluster.names[record.id])
         assert all(cluster.phase(f"job-{i}").is_final for i in range(7))
         cluster.validate()
+
+
+class TestSolversThatFail:
+    @pytest.mark.parametrize("does_raise", [True, False])
+    def test_jobs_take_equal_turns_then(self, does_raise: bool) -> None:
+        def program(contest: Contest) -> np.ndarray:
+            if does_raise:
+                raise ValueError("singular")
+            return np.full(contest.speeds.shape, np.nan)
+
+        policy = replace(policy_named("max_min_fairness"), rounds=Rounds(program=program))
+        cluster = Cluster(policy, now_s=10 * ROUND_S)
+        cluster.add_nodes(1, gpus=1, gpu_type="V100")
+        for name in ("a", "b"):
+            cluster.submit(name, gpus=1, checkpoint_interval_s=60)
+        begin_s = cluster.now_s
+        play(cluster, 20)
+        assert fractions(cluster, "a", "b", since_s=begin_s) == pytest.approx(
+            [0.5] * 2, abs=2 * GRAIN
+        )
 
 
 class TestProgress:
