@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST_FLAGS ?=
+# Most tests wait for real processes: more workers than cores end sooner.
+PYTEST_FLAGS ?= -n 4
 
 .PHONY: help setup check test bench demo wire lock clean
 help: ## show this list
@@ -29,8 +30,9 @@ check: $(READY) ## format, lint, types, import contracts, wire code up to date
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: $(READY) ## run the tests; those that need the machine to themselves come first
+	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m "not alone" $(PYTEST_FLAGS)
 
 bench: $(READY) ## run every benchmark, then show them as one table
 	$(BIN)/python -m benchmarks

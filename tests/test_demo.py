@@ -7,6 +7,7 @@ from examples_testing import EXAMPLES
 DEADLINE_S = 180
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(DEADLINE_S + 60)
 def test_the_demo_happens_and_leaves_nothing_behind(tmp_path):
     command = [sys.executable, EXAMPLES / "demo.py", "--folder", tmp_path / "demo"]
