@@ -100,7 +100,6 @@ class Engine:
             job_ids=changes.job_ids,
             is_repeat=changes.is_repeat,
             changed=tuple(job_id for job_id in changes.jobs if job_id not in finished),
-            changed_nodes=tuple(changes.nodes),
             finished=tuple(changes.finished),
             starts=tuple(changes.starts),
             evictions=tuple(changes.evictions),

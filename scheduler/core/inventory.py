@@ -19,7 +19,6 @@ def registered(
     """Take a node in, or in its new shape if it is known."""
     node = event.node
     old = state.node(node.name)
-    changes.nodes[node.name] = None
     if old is None:
         state.add_node(node)
         return
@@ -50,17 +49,16 @@ def registered(
     state.set_node_flags(node.name, is_up=True, reason="")
 
 
-def _known_node(state: ClusterState, changes: Changes, name: NodeName) -> None:
+def _known_node(state: ClusterState, name: NodeName) -> None:
     if state.node(name) is None:
         raise Refused(Refusal.NOT_FOUND, f"there is no node {name!r}", "name")
-    changes.nodes[name] = None
 
 
 def removed(
     state: ClusterState, life: Lifecycle, changes: Changes, event: events.NodeRemoved
 ) -> None:
     """Give up a node and what ran there."""
-    _known_node(state, changes, event.name)
+    _known_node(state, event.name)
     for task_id in sorted(state.tasks_on[event.name]):
         record = state.records[task_id.job]
         life.task_ended(
@@ -78,7 +76,7 @@ def health_changed(
     state: ClusterState, life: Lifecycle, changes: Changes, event: events.NodeHealthChanged
 ) -> None:
     """Note what of a node works."""
-    _known_node(state, changes, event.name)
+    _known_node(state, event.name)
     node = state.node(event.name)
     n_devices = len(node.gpus) if node else 0
     if any(not 0 <= device < n_devices for device in event.unhealthy_gpus):
@@ -97,7 +95,7 @@ def cordoned(
     state: ClusterState, life: Lifecycle, changes: Changes, event: events.NodeCordoned
 ) -> None:
     """Close, empty or open a node."""
-    _known_node(state, changes, event.name)
+    _known_node(state, event.name)
     changes.is_repeat = not state.set_node_flags(
         event.name, is_cordoned=event.is_cordoned, is_draining=event.is_draining
     )

@@ -14,7 +14,6 @@ from scheduler.core.model import (
     JobId,
     JobKind,
     JobPhase,
-    NodeName,
     StopCause,
     Task,
     TaskPhase,
@@ -35,7 +34,6 @@ class Changes:
     job_ids: tuple[JobId, ...] = ()
     is_repeat: bool = False
     jobs: dict[JobId, None] = field(default_factory=dict)
-    nodes: dict[NodeName, None] = field(default_factory=dict)
     finished: list[JobRecord] = field(default_factory=list)
     starts: list[Start] = field(default_factory=list)
     evictions: list[Eviction] = field(default_factory=list)
@@ -74,7 +72,6 @@ class Lifecycle:
                 del record.tasks[task_id]
         for task in tasks:
             self._state.bind(record, task)
-            self._changes.nodes[task.node] = None
         nodes = ", ".join(dict.fromkeys(task.node for task in tasks))
         record.note(self._at_s, f"attempt {record.attempt}: {len(tasks)} tasks on {nodes}")
         self._changes.starts.extend(starts_of(self._state, record, tasks))
@@ -113,7 +110,6 @@ class Lifecycle:
             reason=reason,
         )
         self._state.release(record, task)
-        self._changes.nodes[task.node] = None
         shape = self._state.shape(record, task)
         held_s = ended.ended_at_s - ended.bound_at_s
         record.gpu_s_before += shape.total_gpu_milli / MILLI * held_s

@@ -36,7 +36,6 @@ class Cause(StrEnum):
     QUEUE_STOPPED = "queue_stopped"
     QUOTA = "quota"  # its queue, or one above it, is at a limit
     RELEASE = "release"  # waits for tasks that were asked to stop
-    STALE = "stale"  # placed, but the cluster changed before the plan was committed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +146,6 @@ class Accepted:
     job_ids: tuple[JobId, ...] = ()  # made, or meant, by a command; of an array its own id
     is_repeat: bool = False  # nothing changed: it had been observed before
     changed: tuple[JobId, ...] = ()  # jobs whose view changed
-    changed_nodes: tuple[NodeName, ...] = ()
     finished: tuple[JobRecord, ...] = ()  # reached a final phase; the engine forgets them
     starts: tuple[Start, ...] = ()  # for the executor
     evictions: tuple[Eviction, ...] = ()  # for the executor
