@@ -20,7 +20,7 @@ $(READY): pyproject.toml requirements.lock
 	  || { echo "python3 -m venv failed: install the venv package of your distribution" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock \
-	  -e '.[dev,learn,kubernetes,nvml,report]'
+	  -e '.[dev,learn,kubernetes,nvml,report,traces]'
 	@touch $(READY)
 
 check: $(READY) ## format, lint, types, import contracts, wire code up to date

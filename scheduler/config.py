@@ -97,6 +97,8 @@ class NodeConfig(_Section):
     labels: Mapping[str, str] = {}
     taints: tuple[TaintConfig, ...] = ()
     address: str = "127.0.0.1"
+    pool: str = ""  # of interchangeable nodes; empty: none
+    price_usd_per_h: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0  # of the node
 
     @model_validator(mode="after")
     def _gpus_agree(self) -> Self:
@@ -126,6 +128,8 @@ class NodeConfig(_Section):
                 for taint in self.taints
             ),
             address=self.address,
+            pool=self.pool,
+            price_usd_per_h=self.price_usd_per_h,
         )
 
 

@@ -294,6 +294,8 @@ class Node:
     labels: tuple[tuple[str, str], ...] = ()  # sorted by key
     taints: tuple[Taint, ...] = ()
     address: str = "127.0.0.1"  # where the tasks of a gang reach rank 0
+    pool: str = ""  # of interchangeable nodes that it belongs to; empty: none
+    price_usd_per_h: float = 0.0  # of the whole node
 
 
 class QueuePreemption(StrEnum):

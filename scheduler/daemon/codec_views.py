@@ -247,4 +247,6 @@ def node_message(
         ],
         n_tasks=view.n_tasks,
         reason=view.reason,
+        pool=node.pool,
+        price_usd_per_h=node.price_usd_per_h,
     )

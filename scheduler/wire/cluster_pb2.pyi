@@ -1537,6 +1537,8 @@ class Node(_message.Message):
     TAINTS_FIELD_NUMBER: _builtins.int
     N_TASKS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    PRICE_USD_PER_H_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     is_up: _builtins.bool
@@ -1549,6 +1551,10 @@ class Node(_message.Message):
     gpu_type: _builtins.str
     n_tasks: _builtins.int
     reason: _builtins.str
+    pool: _builtins.str
+    """of interchangeable nodes; empty: none"""
+    price_usd_per_h: _builtins.float
+    """of the whole node"""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gpu]: ...
     @_builtins.property
@@ -1573,10 +1579,12 @@ class Node(_message.Message):
         taints: _abc.Iterable[Global___Taint] | None = ...,
         n_tasks: _builtins.int = ...,
         reason: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        price_usd_per_h: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cpu_milli", b"cpu_milli", "cpu_milli_free", b"cpu_milli_free", "gpu_type", b"gpu_type", "gpus", b"gpus", "is_cordoned", b"is_cordoned", "is_draining", b"is_draining", "is_up", b"is_up", "labels", b"labels", "memory_mib", b"memory_mib", "memory_mib_free", b"memory_mib_free", "n_tasks", b"n_tasks", "name", b"name", "reason", b"reason", "taints", b"taints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cpu_milli", b"cpu_milli", "cpu_milli_free", b"cpu_milli_free", "gpu_type", b"gpu_type", "gpus", b"gpus", "is_cordoned", b"is_cordoned", "is_draining", b"is_draining", "is_up", b"is_up", "labels", b"labels", "memory_mib", b"memory_mib", "memory_mib_free", b"memory_mib_free", "n_tasks", b"n_tasks", "name", b"name", "pool", b"pool", "price_usd_per_h", b"price_usd_per_h", "reason", b"reason", "taints", b"taints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
