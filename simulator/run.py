@@ -90,6 +90,16 @@ class ServiceFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Replicas:
+    """The replicas of a service that were ready to answer, as step functions of time."""
+
+    key: str
+    name: str
+    at_s: Floats
+    n_ready: Mapping[str, Ints]  # by GPU type; empty: on no GPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Run:
     """One simulated run."""
 
@@ -102,4 +112,5 @@ class Run:
     timeline: Timeline
     pools: tuple[PoolFigures, ...]
     services: tuple[ServiceFigures, ...] = ()
+    replicas: tuple[Replicas, ...] = ()  # of every service
     counters: Mapping[str, float] = field(default_factory=dict)  # cycles, events, wall_s, ...

@@ -91,8 +91,12 @@ class TraceJob:
     """One arrival: what is submitted, when, and the truth about it.
 
     An attempt first starts up (`startup_s`; an attempt after one that saved work also restores
-    it, `restore_s`), then works. It saves its work every `spec.checkpoint_interval_s`; what was
-    not saved is lost with the attempt. When its work is done it ends as `ends_as`.
+    it, `restore_s`), then works. It saves its work every `spec.checkpoint_interval_s`, and when
+    it is asked to stop if its grace is as long as `save_s`; what was not saved is lost with the
+    attempt. When its work is done it ends as `ends_as`.
+
+    Dependencies of the spec name other jobs by their `key`. A service works from its first
+    start on, whatever becomes of its replicas; with work without end it runs until the end.
     """
 
     at_s: float
@@ -102,6 +106,7 @@ class TraceJob:
     submitter: str = ""
     startup_s: float = 0.0
     restore_s: float = 0.0
+    save_s: float = FOREVER  # to save its work when asked to stop; FOREVER: it does not
     ends_as: JobPhase = (
         JobPhase.SUCCEEDED
     )  # or FAILED: exits badly; CANCELLED: its user gives up
@@ -111,7 +116,8 @@ class TraceJob:
 class NodeOutage:
     """A node, or some of its devices, is gone for a while; tasks there are lost.
 
-    With a notice (a spot interruption) the node drains first.
+    With a notice (a spot interruption) the node drains from `at_s` on, and is gone so much
+    later.
     """
 
     at_s: float
