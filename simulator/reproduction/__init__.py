@@ -1,0 +1,1 @@
+"""Published results, and the same by our own programs."""
