@@ -17,7 +17,7 @@ RACK = "rack"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolChange:
-    """From a moment on a pool is to have so many nodes."""
+    """So long after the start of the run a pool is to have so many nodes."""
 
     at_s: float
     count: int
@@ -25,7 +25,7 @@ class PoolChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortage:
-    """Between two moments nobody gets a new machine of the pool."""
+    """Between two moments after the start nobody gets a new machine of the pool."""
 
     from_s: float
     until_s: float
@@ -56,7 +56,10 @@ class Pool:
         return node_of_pool(like, self.name, index, nodes_per_rack=self.nodes_per_rack)
 
     def up_from_s(self, asked_at_s: float) -> float:
-        """Return when a machine that is asked for now is up: after its shortages."""
+        """Return when a machine asked for at a moment is up, both since the start of the run.
+
+        Who asks in a shortage gets it when that is over.
+        """
         for shortage in sorted(self.shortages, key=lambda s: (s.from_s, s.until_s)):
             if shortage.from_s <= asked_at_s < shortage.until_s:
                 asked_at_s = shortage.until_s

@@ -35,6 +35,7 @@ class Fleet:
         news: Callable[[], None],
     ) -> None:
         self._agenda = agenda
+        self._from_s = agenda.now_s
         self._machines = machines
         self._world = world
         self._pools = {pool.name: pool for pool in pools}
@@ -49,7 +50,7 @@ class Fleet:
             for node in pool.nodes:
                 self._register(self._machines.add(node, pool))
             for change in pool.changes:
-                self._expect(change.at_s, self._resize, pool.name, change.count)
+                self._expect(self._from_s + change.at_s, self._resize, pool.name, change.count)
 
     def _expect(self, at_s: float, action: Callable[..., None], *arguments: object) -> None:
         """Do this then, and keep the simulation alive until then."""
@@ -217,7 +218,7 @@ class Fleet:
         pool = self._pools[pool_name]
         if pool.most is not None:
             n_more = max(min(n_more, pool.most - self.n_nodes(pool_name)), 0)
-        up_at_s = pool.up_from_s(self._agenda.now_s)
+        up_at_s = self._from_s + pool.up_from_s(self._agenda.now_s - self._from_s)
         for _ in range(n_more if up_at_s < FOREVER else 0):
             self._n_coming[pool_name] += 1
             self._expect(up_at_s, self._arrive, pool)
