@@ -16,6 +16,7 @@ from scheduler.core.events import (
     Event,
     JobCancelled,
     JobsSubmitted,
+    QueuePut,
     TaskCheckpointed,
     TaskEnded,
     TaskStarted,
@@ -25,6 +26,7 @@ from scheduler.core.model import (
     JobPhase,
     JobSpec,
     NodeName,
+    Queue,
     StopCause,
     TaskId,
 )
@@ -122,6 +124,8 @@ class World:
     def submit(self, trace: TraceJob) -> None:
         """Let the user of a job submit it."""
         spec = self._with_ids(trace)
+        if self.engine.queue(spec.queue) is None:  # traces name queues that nobody set up
+            self.tell(QueuePut(at_s=trace.at_s, queue=Queue(name=spec.queue)))
         outcome = self.tell(
             JobsSubmitted(at_s=trace.at_s, spec=spec, submitter=trace.submitter)
         )

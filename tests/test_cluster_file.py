@@ -66,8 +66,8 @@ def test_a_run_on_it_waits_for_the_shortage_to_pass() -> None:
         for i in range(8)
     ]
     run = run_of(jobs, cluster=cluster)
-    # Six fit on the H100 nodes, one on the spot node; the new one comes 9,180 s after the start, when
-    # the last job has long found a place that another one left.
+    # Six fit on the H100 nodes, one on the spot node; the new one comes 9,180 s after the
+    # start, when the last job has long found a place that another one left.
     assert summary(run)[-1] == "job-7 8001-16001 succeeded"
     assert [pool.n_launches for pool in run.pools] == [0, 1]
 

@@ -194,6 +194,14 @@ def test_jobs_out_of_order_are_refused() -> None:
         run_of([trace_job("a", at_s=5), trace_job("b", at_s=4)])
 
 
-def test_an_unknown_queue_is_a_mistake_of_the_trace() -> None:
-    with pytest.raises(InvalidInput, match=r"job a: spec\.queue: there is no queue 'x'"):
-        run_of([trace_job("a", spec={"queue": "x"})])
+def test_a_queue_that_only_the_trace_knows_is_made() -> None:
+    run = run_of([trace_job("a", gpus=2, spec={"queue": "vision"})])
+    assert summary(run) == ["a 0-100 succeeded"]
+    assert run.jobs.queue == ["vision"]
+    assert run.timeline.gpus_held_by_queue["vision"].tolist() == [2, 0]
+
+
+def test_a_dependency_on_a_job_that_never_came_is_a_mistake_of_the_trace() -> None:
+    job = trace_job("a", spec={"dependencies": (Dependency(on=JobId("x")),)})
+    with pytest.raises(InvalidInput, match="job a: dependencies: there is no earlier job with"):
+        run_of([job])
