@@ -6,7 +6,7 @@ generator) is up to the caller, who hands in `pick`.
 
 import pickle
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,15 +26,16 @@ from scheduler.core.events import (
     NodeHealthChanged,
     NodeRegistered,
     NodeRemoved,
-    PlanCommitted,
     QueueDeleted,
     QueuePut,
     RetentionPassed,
     TaskCheckpointed,
     TaskEnded,
     TaskStarted,
+    commit_of,
 )
 from scheduler.core.model import (
+    Amounts,
     Dependency,
     DependencyKind,
     JobId,
@@ -278,7 +279,13 @@ class Chaos:
         pick, at_s, name = self.pick, self.now_s(), QueueName("other")
         what = pick(["put", "put", "delete", "forget"])
         if what == "put":
-            queue = Queue(name=name, is_open=not pick(MAYBE), is_started=not pick(MAYBE))
+            most = pick([None, None, 0, 1000, 3000])
+            queue = Queue(
+                name=name,
+                is_open=not pick(MAYBE),
+                is_started=not pick(MAYBE),
+                limit=() if most is None else ((pick(["gpu_milli", "cpu_milli"]), most),),
+            )
             self.observe(QueuePut(at_s=at_s, queue=queue))
         elif what == "delete":
             self.observe(QueueDeleted(at_s=at_s, name=name))
@@ -315,13 +322,23 @@ class Chaos:
             self._commit(self.pick(self.plans))
 
     def _commit(self, plan: Plan) -> Accepted:
-        outcome = self.observe(
-            PlanCommitted(
-                at_s=self.now_s(), placements=plan.placements, evictions=plan.evictions
-            )
-        )
+        before = self.engine.queue_used()
+        outcome = self.observe(commit_of(plan, self.now_s()))
         assert isinstance(outcome, Accepted)
+        self._check_queues(outcome, before)
         return outcome
+
+    def _check_queues(self, outcome: Accepted, before: Mapping[QueueName, Amounts]) -> None:
+        """Check that what a plan started is within the limits of now, not of its snapshot."""
+        after = self.engine.queue_used()
+        for queue in self.engine.queues():
+            for resource, most in queue.limit:
+                amount = dict(after[queue.name]).get(resource, 0)
+                assert amount <= max(most, dict(before[queue.name]).get(resource, 0))
+        for start in outcome.starts:
+            queue = self.engine.queue(start.job.spec.queue)
+            assert queue is not None
+            assert queue.is_started
 
     # Executors
 

@@ -24,11 +24,11 @@ from scheduler.core.events import (
     NodeHealthChanged,
     NodeRegistered,
     NodeRemoved,
-    PlanCommitted,
     QueuePut,
     TaskCheckpointed,
     TaskEnded,
     TaskStarted,
+    commit_of,
 )
 from scheduler.core.model import (
     MILLI,
@@ -316,9 +316,7 @@ class Cluster:
         return decide(self.snapshot(), self.policy)
 
     def commit(self, plan: Plan) -> Decided:
-        event = PlanCommitted(
-            at_s=self.now_s, placements=plan.placements, evictions=plan.evictions
-        )
+        event = commit_of(plan, self.now_s)
         return Decided(plan, self.accept(event), self.names)
 
     def cycle(self) -> Decided:

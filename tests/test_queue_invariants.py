@@ -41,6 +41,7 @@ class Tenants:
         self.pick = pick
         self.cluster = Cluster(pick(["priority", "fifo"]))
         self.n_jobs = 0
+        self.plans: list[Plan] = []
         self.counts: Counter[str] = Counter()
         self.cluster.add_nodes(1, gpus=2, gpu_type="T4", prefix="t", cpus=16)
         self.cluster.add_nodes(2, gpus=3, gpu_type="A100", prefix="a", cpus=12)
@@ -163,16 +164,34 @@ class Tenants:
 
     def step(self) -> None:
         self.cluster.advance(self.pick([0, 5, 50]))
-        self.pick([self.submit] * 6 + [self.end] * 3 + [self.change, self.cycle])()
+        self.pick(
+            [self.submit] * 6
+            + [self.end] * 3
+            + [self.change, self.cycle, self.think, self.commit_late]
+        )()
+
+    def think(self) -> None:
+        """Decide, for somebody to commit it when much has changed."""
+        self.plans.append(self.cluster.decide())
+
+    def commit_late(self) -> None:
+        if self.plans:
+            before, charged = self.used(), self.charged()
+            outcome = self.cluster.commit(self.plans.pop()).outcome
+            assert isinstance(outcome, Accepted)
+            self.counts["stale"] += len(outcome.stale)
+            self.check_limits(before)
+            self.check_charges(charged)
 
     def cycle(self) -> Plan:
         """Decide and commit, and check what was decided."""
-        before = self.used()
+        before, charged = self.used(), self.charged()
         plan = self.cluster.decide()
         outcome = self.cluster.commit(plan).outcome
         assert isinstance(outcome, Accepted)
         assert not outcome.stale
         self.check_limits(before)
+        self.check_charges(charged)
         self.check_evictions(plan)
         self.check_books()
         self.counts["cycles"] += 1
@@ -186,6 +205,39 @@ class Tenants:
             for resource, amount in use.items():
                 if amount > before[name][resource]:
                     assert amount <= self.ceiling(queue, resource), (name, resource)
+
+    def charged(self) -> dict[QueueName, Use]:
+        """What counts against ceilings, "" the cluster's: who does not lend counts in full."""
+        charged: dict[QueueName, Use] = {}
+        own: dict[QueueName, Use] = {name: Counter() for name in self.queues}
+        for record in self.cluster.engine.jobs():
+            own[record.job.spec.queue].update(self.held(record))
+
+        def of(name: QueueName) -> Use:
+            total = Counter(own.get(name, Counter()))
+            for child in self.queues.values():
+                if child.parent == name:
+                    below = of(child.name)
+                    total.update(below if child.is_lender else below | self.promised(child))
+            charged[name] = total
+            return total
+
+        of(QueueName(""))
+        return charged
+
+    def check_charges(self, before: dict[QueueName, Use]) -> None:
+        capacity: Use = Counter()
+        for view in self.cluster.engine.nodes():
+            n_gpus = len(view.node.gpus)
+            capacity["cpu_milli"] += view.node.cpu_milli
+            capacity["memory_mib"] += view.node.memory_mib
+            capacity["gpu_milli"] += n_gpus * 1000
+            capacity[f"gpu_milli:{view.node.gpu_type}"] += n_gpus * 1000
+        for name, charged in self.charged().items():
+            for resource, amount in charged.items():
+                if amount > before[name][resource]:
+                    most = self.ceiling(self.queues[name], resource) if name else None
+                    assert amount <= (capacity[resource] if most is None else most)
 
     def check_evictions(self, plan: Plan) -> None:
         """Nobody outside the line of who asked is cut below what counted for whom it was."""

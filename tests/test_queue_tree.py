@@ -457,6 +457,31 @@ class TestPutting:
         cluster.put_queue("b", parent="p", guaranteed=amounts(gpus=1))
         cluster.validate()
 
+    def test_whoever_does_not_lend_keeps_what_those_below_are_guaranteed(self) -> None:
+        below = {"parent": "p", "guaranteed": {"A100": 3}}
+        cluster = cluster_of({"p": {"is_lender": False}, "a": below, "b": {}})
+        fill(cluster, "b", 8)
+        cluster.settle()
+        assert used_gpus(cluster, "b") == 5
+
+    def test_gpus_kept_of_one_type_are_kept_from_jobs_of_any(self) -> None:
+        cluster = cluster_of({"a": {"guaranteed": {"A100": 6}, "is_lender": False}, "b": {}})
+        cluster.add_node("other", gpus=2, gpu_type="T4")
+        fill(cluster, "b", 8, gpu_types=["A100", "T4"])
+        cluster.settle()
+        assert used_gpus(cluster, "b") == 4
+
+    def test_a_queue_that_stops_nobody_does_so_without_a_tree_too(self) -> None:
+        cluster = cluster_of({"a": {"may_preempt": QueuePreemption.NEVER}}, gpus=1)
+        fill(cluster, "default", 1)
+        cluster.settle()
+        fill(cluster, "a", 1, priority=9)
+        assert cluster.cycle().evicted == {}
+        cluster.put_queue("a", may_preempt=QueuePreemption.IN_QUEUE)
+        assert cluster.cycle().evicted == {}
+        cluster.put_queue("a")
+        assert cluster.cycle().evicted == {"default-0": StopCause.PREEMPTED}
+
     def test_a_queue_with_children_stays(self) -> None:
         cluster = cluster_of({"p": {}, "a": {"parent": "p"}})
         delete = [QueueDeleted(at_s=cluster.now_s, name=QueueName(n)) for n in ("p", "a")]

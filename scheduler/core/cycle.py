@@ -146,7 +146,7 @@ class _Cycle:
         # What jobs see depends on how many promises to others they meet.
         self._failures: dict[int, _Failures] = {}
         self._failed = self._failures[0] = _Failures()
-        # None: no queue is guaranteed anything, limited, or weighs more than another.
+        # None: no queue is guaranteed anything, limited, bound, or weighs more than another.
         self._quotas = Quotas(snapshot) if snapshot.tree.is_governed else None
         if self._quotas is not None:
             self._reclaim = Reclaim(self._draft, self._quotas, policy.may_preempt)

@@ -16,7 +16,7 @@ from scheduler.core.model import (
     QueueName,
     TaskId,
 )
-from scheduler.core.plan import Eviction, Placement
+from scheduler.core.plan import Eviction, Placement, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +139,9 @@ class PlanCommitted:
     at_s: float
     placements: tuple[Placement, ...] = ()
     evictions: tuple[Eviction, ...] = ()
+    # Whether what queues may not have or start any more is stale, too. Plans journalled by
+    # versions that did not look replay as they did then.
+    minds_queues: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +182,16 @@ class RetentionPassed:
 
     at_s: float
     before_s: float
+
+
+def commit_of(plan: Plan, at_s: float) -> PlanCommitted:
+    """Return the event that makes a plan's actions happen."""
+    return PlanCommitted(
+        at_s=at_s,
+        placements=plan.placements,
+        evictions=plan.evictions,
+        minds_queues=True,
+    )
 
 
 Event = (

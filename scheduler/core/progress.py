@@ -1,6 +1,7 @@
 """What becomes of plans and tasks: committed, started, ended, saved, and forgotten."""
 
 from scheduler.core import events
+from scheduler.core.ledger import Ledger
 from scheduler.core.lifecycle import Changes, Lifecycle
 from scheduler.core.model import (
     JobKind,
@@ -30,13 +31,32 @@ def plan_committed(
         asked = [t for t in live if t.phase in {TaskPhase.BOUND, TaskPhase.RUNNING}]
         if asked:
             life.evict(record, asked, eviction.cause, eviction.detail)
+    ledger = state.ledger() if event.minds_queues and event.placements else None
     for placement in event.placements:
         record = state.records.get(placement.job_id)
         tasks = None if record is None else _verified(state, record, placement, event.at_s)
+        if record is not None and tasks is not None and event.minds_queues:
+            tasks = tasks if _may_have(state, ledger, record, tasks) else None
         if record is None or tasks is None:
             changes.stale.append(placement.job_id)
         else:
             life.start(record, tasks)
+
+
+def _may_have(
+    state: ClusterState, ledger: Ledger | None, record: JobRecord, tasks: list[Task]
+) -> bool:
+    """Book what the tasks take on their queue, if that starts jobs and is within its limits."""
+    queue = state.queue_number[record.job.spec.queue]
+    if not state.tree.is_started[queue]:
+        return False
+    if ledger is None:
+        return True
+    amounts = state.amounts(record, tasks)
+    if ledger.over(queue, amounts) is not None:
+        return False
+    ledger.add(queue, amounts)
+    return True
 
 
 def _verified(

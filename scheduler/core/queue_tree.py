@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.errors import InvalidInput
-from scheduler.core.model import MILLI, Amounts, Queue, QueueName, Shape
+from scheduler.core.model import MILLI, Amounts, Queue, QueueName, QueuePreemption, Shape
 
 CPU, MEMORY, GPU, FIRST_TYPE = range(4)
 """Columns of amounts; from `FIRST_TYPE` on one per GPU type."""
@@ -44,6 +44,7 @@ class QueueTree:
     has_ceilings: bool
     has_guarantees: bool
     has_reserves: bool  # somebody does not lend what is guaranteed
+    has_rules: bool  # somebody's jobs may not stop whom the policy allows
 
     @classmethod
     def of(cls, queues: Sequence[Queue | None], gpu_types: Sequence[str]) -> Self:
@@ -73,7 +74,8 @@ class QueueTree:
             has_shares=any(q.parent or q.weight != 1.0 or q.guaranteed for q in known),
             has_ceilings=bool((ceiling < UNBOUNDED).any()),
             has_guarantees=bool(guaranteed.any()),
-            has_reserves=any(not q.is_lender and q.guaranteed for q in known),
+            has_reserves=bool(guaranteed[_keepers(queues)].any()),
+            has_rules=any(q.may_preempt is not QueuePreemption.ANYWHERE for q in known),
         )
 
     @property
@@ -84,7 +86,7 @@ class QueueTree:
     @property
     def is_governed(self) -> bool:
         """Whether queues matter at all beyond being open and started."""
-        return self.has_shares or self.has_ceilings
+        return self.has_shares or self.has_ceilings or self.has_reserves or self.has_rules
 
     def rolled_up(self, own: IntColumn) -> IntColumn:
         """Return amounts per queue with those of everything below it; `own` is [n, R]."""
@@ -95,8 +97,7 @@ class QueueTree:
 
     def is_reserve(self) -> BoolColumn:
         """Return which rows keep what they are guaranteed and do not use."""
-        keeps = [q is not None and not q.is_lender for q in self.queues]
-        return np.array([*keeps, False], np.bool_)
+        return _keepers(self.queues)
 
     def weight(self, row: int) -> float:
         """Return the weight of a queue beside its siblings."""
@@ -143,6 +144,11 @@ def _path(parent: Rows, row: int) -> Rows:
     while path[-1] != root and len(path) <= root + 1:
         path.append(int(parent[path[-1]]))
     return np.array(path, np.intp)
+
+
+def _keepers(queues: Sequence[Queue | None]) -> BoolColumn:
+    keeps = [queue is not None and not queue.is_lender for queue in queues]
+    return np.array([*keeps, False], np.bool_)
 
 
 def _columns(amounts: Amounts, gpu_types: Sequence[str]) -> list[tuple[int, int]]:

@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scheduler.core.model import MILLI, JobPhase, QueuePreemption, Shape, Task, TaskPhase
+from scheduler.core.ledger import Ledger, capacity_of, ceilings
+from scheduler.core.model import JobPhase, QueuePreemption, Shape, Task, TaskPhase
 from scheduler.core.placement import Member, Want, wants_of
 from scheduler.core.plan import Cause, Unplaced
 from scheduler.core.queue_tree import (
-    CPU,
     FIRST_TYPE,
     GPU,
     MEMORY,
     UNBOUNDED,
-    QueueTree,
     amounts_of,
     figure,
 )
@@ -36,92 +35,6 @@ Rank = tuple[int, ...]
 OWED_NOTHING = 4
 END = 5
 OWED_NOTHING_AT_ALL: Rank = (END,)
-
-
-class Ledger:
-    """What every queue uses with all below it, and what it is charged with."""
-
-    def __init__(self, tree: QueueTree, own: IntColumn, ceiling: IntColumn) -> None:
-        self._tree = tree
-        self._ceiling = ceiling
-        self._reserves = tree.is_reserve() if tree.has_reserves else None
-        self.used = tree.rolled_up(own)
-        self._charged = self.used
-        if self._reserves is not None:
-            self._charged = self._charges(own)
-        self.n_changes = 0
-
-    def _charges(self, own: IntColumn) -> IntColumn:
-        tree = self._tree
-        assert self._reserves is not None
-        charged = np.vstack([own, np.zeros((1, own.shape[1]), np.int64)])
-        for rows in reversed(tree.levels):
-            kept = self._reserves[rows, None]
-            least = np.where(kept, tree.guaranteed[rows], 0)
-            np.add.at(charged, tree.parent[rows], np.maximum(charged[rows], least))
-        return charged
-
-    def copy(self) -> "Ledger":
-        """Return a ledger that changes alone."""
-        other = object.__new__(Ledger)
-        other._tree, other._ceiling = self._tree, self._ceiling
-        other._reserves = self._reserves
-        other.used = self.used.copy()
-        is_same = self._charged is self.used
-        other._charged = other.used if is_same else self._charged.copy()
-        other.n_changes = self.n_changes
-        return other
-
-    def add(self, queue: int, amounts: IntColumn) -> None:
-        """Book amounts on a queue and all above it; negative ones give back."""
-        self.n_changes += 1
-        path = self._tree.paths[queue]
-        if self._reserves is None:
-            self.used[path] += amounts
-            return
-        # The path has no row twice, so that adding to a selection adds once.
-        self.used[path] += amounts
-        for row, rise in zip(path.tolist(), self._rises(queue, amounts), strict=True):
-            self._charged[row] += rise
-
-    def _rises(self, queue: int, amounts: IntColumn) -> list[IntColumn]:
-        """Return by how much each row of the queue's path is charged more for the amounts."""
-        assert self._reserves is not None
-        rises = []
-        rise = amounts
-        for row in self._tree.paths[queue].tolist():
-            rises.append(rise)
-            if self._reserves[row]:
-                least, before = self._tree.guaranteed[row], self._charged[row]
-                rise = np.maximum(before + rise, least) - np.maximum(before, least)
-        return rises
-
-    def over(self, queue: int, amounts: IntColumn) -> tuple[int, int] | None:
-        """Return the first (row, column) on the way up where the amounts go too far."""
-        path = self._tree.paths[queue]
-        ceiling = self._ceiling[path]
-        exceeds = self.used[path] + amounts > ceiling
-        exceeds &= amounts > 0
-        if self._reserves is not None:
-            rise = np.array(self._rises(queue, amounts))
-            exceeds |= (self._charged[path] + rise > ceiling) & (rise > 0)
-        if not exceeds.any():
-            return None
-        at, column = np.argwhere(exceeds)[0].tolist()
-        return int(path[at]), int(column)
-
-    def room(self, queue: int, column: int) -> int:
-        """Return how much more of one resource the queue may have."""
-        path = self._tree.paths[queue]
-        return int((self._ceiling[path, column] - self._charged[path, column]).min())
-
-    def charged(self, row: int, column: int) -> int:
-        """Return what counts against the ceiling of a row."""
-        return int(self._charged[row, column])
-
-    def ceiling(self, row: int, column: int) -> int:
-        """Return what a row may be charged with at most."""
-        return int(self._ceiling[row, column])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +52,16 @@ class Quotas:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.tree = tree = snapshot.tree
-        self.capacity = _capacity(snapshot)
-        ceiling = tree.ceiling
-        if tree.has_reserves:
-            ceiling = ceiling.copy()
-            ceiling[tree.root] = self.capacity
-        self.now = Ledger(tree, snapshot.queue_used, ceiling)
+        self.capacity = capacity_of(snapshot.nodes, tree)
+        self.now = Ledger(tree, snapshot.queue_used, ceilings(tree, self.capacity))
         self.later = self.now
         self._n_columns = FIRST_TYPE + len(tree.gpu_types)
         self._column_of = {t: FIRST_TYPE + i for i, t in enumerate(tree.gpu_types)}
         self._is_there = self.capacity > 0
         bounds = tree.ceiling[:, FIRST_TYPE:] < UNBOUNDED
         self._bounds_types: BoolColumn = np.logical_or.reduce(bounds, axis=1)
+        kept = tree.guaranteed[tree.is_reserve(), FIRST_TYPE:]
+        self._bounds_types[tree.root] |= bool(kept.any())
         self._columns: dict[Shape, tuple[int, ...]] = {}
         self._needs: dict[int, tuple[IntColumn, bool]] = {}
         self._options: dict[int, list[tuple[IntColumn, str | None]]] = {}
@@ -587,20 +498,3 @@ def _with_may(wants: tuple[Want, ...], n_may: int) -> tuple[Want, ...]:
         n_may -= len(may)
         kept.append(want if may == want.may else replace(want, may=may))
     return tuple(kept)
-
-
-def _capacity(snapshot: Snapshot) -> IntColumn:
-    """Return what the nodes that are up have, in the columns of the tree."""
-    nodes, tree = snapshot.nodes, snapshot.tree
-    capacity = np.zeros(FIRST_TYPE + len(tree.gpu_types), np.int64)
-    is_there = nodes.is_up & ~nodes.is_removed
-    gpu_milli = np.count_nonzero(nodes.is_healthy, axis=1) * MILLI
-    by_kind = np.bincount(nodes.kind[is_there], gpu_milli[is_there], len(nodes.kinds))
-    for kind, amount in zip(nodes.kinds, by_kind.astype(np.int64).tolist(), strict=True):
-        capacity[GPU] += amount
-        if kind.gpu_type in tree.gpu_types:
-            capacity[FIRST_TYPE + tree.gpu_types.index(kind.gpu_type)] += amount
-    for row in np.flatnonzero(is_there).tolist():
-        capacity[CPU] += nodes.nodes[row].cpu_milli
-        capacity[MEMORY] += nodes.nodes[row].memory_mib
-    return capacity

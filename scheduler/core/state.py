@@ -5,7 +5,7 @@ snapshot still holds is copied before it is written to, so snapshots never chang
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from weakref import ReferenceType, ref
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scheduler.core import capacity
 from scheduler.core.dump import OutcomeDump, RequestDump
 from scheduler.core.errors import InvariantError
+from scheduler.core.ledger import Ledger, capacity_of, ceilings
 from scheduler.core.model import (
     DEFAULT_QUEUE,
     Job,
@@ -29,7 +30,13 @@ from scheduler.core.model import (
     TaskId,
     TaskPhase,
 )
-from scheduler.core.queue_tree import FIRST_TYPE, GPU, QueueTree, gpu_types_of
+from scheduler.core.queue_tree import (
+    FIRST_TYPE,
+    GPU,
+    QueueTree,
+    amounts_of,
+    gpu_types_of,
+)
 from scheduler.core.records import NOTHING_RECEIVED, JobRecord, NodeView
 from scheduler.core.snapshot import (
     CPU,
@@ -469,6 +476,29 @@ class ClusterState:
         """Return what live tasks of each queue and all below it use, in the tree's columns."""
         tree = self.tree
         return tree.rolled_up(self._queue_used[:, self._columns])
+
+    def ledger(self) -> Ledger | None:
+        """Return what queues use and may use; None: nothing is limited."""
+        tree = self.tree
+        if not tree.has_ceilings and not tree.has_reserves:
+            return None
+        ceiling = ceilings(tree, capacity_of(self._node_table, tree))
+        return Ledger(tree, self._queue_used[:, self._columns], ceiling)
+
+    def amounts(self, record: JobRecord, tasks: Iterable[Task]) -> IntColumn:
+        """Return what tasks on their nodes take together, in the tree's columns."""
+        nodes, n_columns = self._node_table, len(self._columns)
+        total = np.zeros(n_columns, np.int64)
+        for task in tasks:
+            shape = self.shape(record, task)
+            gpu_type = nodes.nodes[nodes.row_of[task.node]].gpu_type
+            column = (
+                FIRST_TYPE + list(self.tree.gpu_types).index(gpu_type)
+                if shape.total_gpu_milli
+                else None
+            )
+            total += amounts_of(shape, n_columns, type_column=column)
+        return total
 
     def _know_gpu_type(self, node: Node) -> None:
         if node.gpus:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 
 from scheduler.core.cycle import decide
-from scheduler.core.events import PlanCommitted
+from scheduler.core.events import commit_of
 from scheduler.core.plan import Accepted, Plan
 from scheduler.core.snapshot import Snapshot
 from scheduler.daemon.daemon import Daemon
@@ -90,9 +90,7 @@ class Planner:
         return await asyncio.to_thread(decide, snapshot, self._daemon.policy)
 
     async def _commit(self, plan: Plan) -> None:
-        event = PlanCommitted(
-            at_s=self._daemon.now_s(), placements=plan.placements, evictions=plan.evictions
-        )
+        event = commit_of(plan, self._daemon.now_s())
         try:
             outcome = await self._daemon.execute(event)
         except JournalUnavailable:
