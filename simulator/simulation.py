@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from scheduler.core.cycle import decide
 from scheduler.core.errors import InvalidInput, InvariantError
-from scheduler.core.events import PlanCommitted, QueuePut, RetentionPassed
+from scheduler.core.events import QueuePut, RetentionPassed, commit_of
 from scheduler.core.plan import Accepted, Plan
 from scheduler.core.ports import Policy
 from scheduler.core.snapshot import Snapshot
@@ -261,13 +261,7 @@ class _Simulation:
     def _commit(self, plan: Plan) -> None:
         if plan.is_empty:
             return
-        outcome = self._world.tell(
-            PlanCommitted(
-                at_s=self._agenda.now_s,
-                placements=plan.placements,
-                evictions=plan.evictions,
-            )
-        )
+        outcome = self._world.tell(commit_of(plan, self._agenda.now_s))
         if not isinstance(outcome, Accepted):
             raise InvariantError(f"a plan was refused: {outcome.message}")
         self._n_stale += len(outcome.stale)
