@@ -24,18 +24,25 @@ def finish_time_shares(
     elapsed_s: Array,
     remaining_steps: Array,
     capacity: Array,
+    alone_s: Array | None = None,
 ) -> Shares:
     """Minimise the largest rho, the value. Jobs without steps left do not count.
+
+    `alone_s` is how long each job takes on the equal share, all in all, if more is known of
+    that than what it would take from here on; None: nothing is.
 
     For rho = 1/t a job needs the speed r(t) = steps / (alone_s / t - elapsed_s), which is
     convex in t. Newton: put tangents for r, which makes it a level program, and repeat.
     """
-    jobs = classes_of(throughputs, gpus, elapsed_s, remaining_steps)
+    if alone_s is None:
+        alone = (throughputs * equal_share(gpus, capacity)).sum(axis=1)
+        left_s = np.divide(remaining_steps, alone, out=np.zeros(len(alone)), where=alone > 0)
+        alone_s = elapsed_s + left_s
+    jobs = classes_of(throughputs, gpus, elapsed_s, remaining_steps, alone_s)
     speeds, steps = throughputs[jobs.first], remaining_steps[jobs.first]
     elapsed, gpus_of = elapsed_s[jobs.first], gpus[jobs.first]
-    alone = (speeds * equal_share(gpus, capacity)).sum(axis=1)
-    counts = (steps > 0) & (alone > 0)
-    alone_s = elapsed + np.divide(steps, alone, out=np.zeros(len(steps)), where=counts)
+    alone_s = alone_s[jobs.first]
+    counts = (steps > 0) & (speeds * (capacity > 0)).any(axis=1)
     late = counts & (elapsed > 0)
     # Beyond this level some job would have to have ended already.
     ceiling = float((alone_s[late] / elapsed[late]).min()) if late.any() else np.inf
@@ -51,7 +58,8 @@ def finish_time_shares(
             copies=jobs.copies,
         )
 
-    t, level = 1.0, tangent(1.0)
+    t = 1.0 if ceiling > 1.0 else ceiling / 2
+    level = tangent(t)
     for _ in range(MAX_TANGENTS):
         if not np.isfinite(level.level) or abs(level.level - t) <= SAME * t:
             break

@@ -100,6 +100,33 @@ def finish(cluster: Cluster, elapsed_s: np.ndarray, steps: np.ndarray):
     )
 
 
+def test_finish_times_are_measured_against_what_is_known_of_the_time_alone():
+    cluster = one_type(2, 1.0)
+    shares = finish_time_shares(
+        cluster.throughputs,
+        cluster.gpus,
+        elapsed_s=np.zeros(2),
+        remaining_steps=np.ones(2),
+        capacity=cluster.capacity,
+        alone_s=np.array([2.0, 4.0]),
+    )
+    assert shares.value == pytest.approx(0.75)
+    np.testing.assert_allclose(shares.fractions[:, 0], [2 / 3, 1 / 3], atol=1e-6)
+
+
+def test_a_job_that_is_late_already_is_no_later_than_it_must():
+    cluster = one_type(1, 1.0)
+    shares = finish_time_shares(
+        cluster.throughputs,
+        cluster.gpus,
+        elapsed_s=np.array([9.0]),
+        remaining_steps=np.ones(1),
+        capacity=cluster.capacity,
+        alone_s=np.array([5.0]),
+    )
+    assert shares.value == pytest.approx(2.0)
+
+
 def test_on_one_type_new_jobs_end_as_on_the_equal_share():
     shares = finish(one_type(4, 1.0), np.zeros(4), np.array([1.0, 5.0, 9.0, 9.0]))
     assert shares.value == pytest.approx(1.0)

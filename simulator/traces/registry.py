@@ -23,6 +23,8 @@ from simulator.workload import TraceJobs
 _MODULES = (
     "simulator.traces.own",
     "simulator.traces.swf",
+    "simulator.traces.gavel",
+    "simulator.traces.openb",
 )
 """In the order in which they are asked whether they recognise a file."""
 
