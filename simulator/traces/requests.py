@@ -1,0 +1,126 @@
+"""Requests to models: the Azure, Mooncake and ServeGen traces, as load for `inference`.
+
+- Azure LLM inference 2023 (Patel et al., Splitwise, ISCA '24) and 2024: CSV with `TIMESTAMP`,
+  `ContextTokens`, `GeneratedTokens`.
+- Mooncake (Qin et al., FAST '25): JSON Lines with `timestamp` in ms, `input_length`,
+  `output_length`.
+- ServeGen (Xiang et al., arXiv 2505.09999): rates and coefficients of variation of clients per
+  interval of 600 s, `category, model, client, timestamp, rate, cv`. It has no tokens.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from simulator.load import Load, Requests, binned
+from simulator.queueing import scv_of_many
+from simulator.traces.source import Opening, Row, Source, TraceError, opening
+
+INTERVAL_S = 600.0
+
+_AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_SERVEGEN = ("client", "timestamp", "rate", "cv")
+
+
+class TokenCounts(NamedTuple):
+    """Tokens of requests of which a trace says nothing."""
+
+    prompt: float = 1000.0
+    output: float = 250.0
+    scv: float = 1.0
+
+
+def read_requests(path: Path | str) -> Requests:
+    """Return the requests of an Azure or a Mooncake trace, by their arrival."""
+    source = Source(Path(path))
+    shown = opening(source.path)
+    if shown.has_columns(*_AZURE):
+        found = [_azure(row) for row in source.rows()]
+    elif "input_length" in shown.first_object():
+        found = [_mooncake(source, number, line) for number, line in source.lines() if line]
+    else:
+        raise TraceError(_unknown(shown, "Azure's or Mooncake's"), path=source.path)
+    if not found:
+        raise TraceError("there are no requests", path=source.path)
+    at_s, prompt_tokens, output_tokens = np.array(found, dtype=np.float64).T
+    order = np.argsort(at_s, kind="stable")
+    return Requests(
+        at_s=at_s[order],
+        prompt_tokens=prompt_tokens[order],
+        output_tokens=output_tokens[order],
+    )
+
+
+def read_load(
+    path: Path | str,
+    *,
+    every_s: float = INTERVAL_S,
+    models: Collection[str] = (),
+    tokens: TokenCounts | None = None,
+) -> Load:
+    """Return a trace of requests, or of rates of clients (of some models), as a load."""
+    source = Source(Path(path))
+    if opening(source.path).has_columns(*_SERVEGEN):
+        return _servegen(source, frozenset(models), tokens or TokenCounts())
+    return binned(read_requests(path), every_s)
+
+
+def _azure(row: Row) -> tuple[float, float, float]:
+    return row.moment(_AZURE[0]), row.amount(_AZURE[1]), row.amount(_AZURE[2])
+
+
+class _MooncakeLine(msgspec.Struct):
+    timestamp: float
+    input_length: int
+    output_length: int
+
+
+_MOONCAKE = msgspec.json.Decoder(_MooncakeLine)
+
+
+def _mooncake(source: Source, number: int, line: str) -> tuple[float, float, float]:
+    try:
+        read = _MOONCAKE.decode(line)
+    except msgspec.MsgspecError as error:
+        raise source.error(str(error), line=number) from error
+    if read.input_length < 0 or read.output_length < 0:
+        raise source.error("a length is negative", line=number)
+    return read.timestamp / 1000, read.input_length, read.output_length
+
+
+def _servegen(source: Source, models: frozenset[str], tokens: TokenCounts) -> Load:
+    """Add up the clients; their intervals are known by their beginnings."""
+    rates: defaultdict[float, list[tuple[float, float]]] = defaultdict(list)
+    for row in source.rows():
+        if not models or row.text("model") in models:
+            pair = (row.amount("rate", 0.0), row.amount("cv", 0.0) ** 2)
+            rates[row.amount("timestamp")].append(pair)
+    if not rates:
+        raise source.error(
+            f"there are no clients of {', '.join(sorted(models)) or 'any model'}"
+        )
+    begins_s = np.arange(min(rates), max(rates) + 1, INTERVAL_S)
+    n_clients = max(map(len, rates.values()))
+    cube = np.zeros((2, n_clients, len(begins_s)))
+    for place, begin_s in enumerate(begins_s.tolist()):
+        pairs = rates.get(begin_s, [])
+        cube[:, : len(pairs), place] = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    same = np.ones(len(begins_s))
+    return Load(
+        at_s=np.append(begins_s, begins_s[-1] + INTERVAL_S),
+        rate_per_s=cube[0].sum(axis=0),
+        arrival_scv=scv_of_many(cube[0], cube[1]),
+        prompt_tokens=same * tokens.prompt,
+        prompt_scv=same * tokens.scv,
+        output_tokens=same * tokens.output,
+        output_scv=same * tokens.scv,
+    )
+
+
+def _unknown(shown: Opening, expected: str) -> str:
+    beginning = ",".join(shown.columns or shown.head[:1])[:80]
+    return f"not {expected}: it begins with {beginning!r}"
