@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from policies import programs
+from policies import outside, programs
 from policies.contest import ShareProgram
 from policies.fragmentation import Workload, fgd, workload_of
 from policies.orderings import (
@@ -163,10 +163,16 @@ def policy_named(
 
     `score` names another score than the policy's own; see `score_named`.
     """
-    if name not in POLICIES:
-        raise InvalidInput("policy", f"is {name!r}; must be one of {', '.join(POLICIES)}")
-    policy = POLICIES[name]
+    policy = POLICIES.get(name) or _policy_from_outside(name)
     return policy if score is None else replace(policy, score=score_named(score, snapshot))
+
+
+def _policy_from_outside(name: str) -> Policy:
+    found = outside.outsiders(outside.POLICY_GROUP)
+    if name not in found:
+        names = ", ".join([*POLICIES, *found])
+        raise InvalidInput("policy", f"must be one of {names}, not {name!r}")
+    return outside.policy_of(found[name])
 
 
 def in_rounds_of(policy: Policy, round_s: float) -> Policy:
@@ -185,8 +191,11 @@ def score_named(name: str, snapshot: Snapshot | None = None) -> NodeScore:
     if name in SCORES:
         return SCORES[name]
     if name not in AIMED_SCORES:
-        names = ", ".join([*SCORES, *AIMED_SCORES])
-        raise InvalidInput("score", f"is {name!r}; must be one of {names}")
+        found = outside.outsiders(outside.SCORE_GROUP)
+        if name not in found:
+            names = ", ".join([*SCORES, *AIMED_SCORES, *found])
+            raise InvalidInput("score", f"must be one of {names}, not {name!r}")
+        return outside.score_of(found[name])
     workload = Workload.of({}) if snapshot is None else workload_of(snapshot)
     if snapshot is None or not workload.shapes:
         return best_fit

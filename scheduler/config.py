@@ -5,7 +5,7 @@ Whether an address may be served as configured is left to `daemon.security`.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from scheduler.core.errors import InvalidInput
 from scheduler.core.model import MILLI, Gpu, Node, NodeName, Taint, TaintEffect
 from scheduler.yaml_source import InvalidSource, Problem, load_yaml_with_lines, validated
 
@@ -47,18 +48,22 @@ def _from_file(value: Path, info: ValidationInfo) -> Path:
 
 
 def _known_policy(value: str) -> str:
-    from policies.registry import POLICIES  # numpy comes with it: only if there is a config
+    from policies.registry import policy_named  # numpy comes with it: only if there is a config
 
-    if value not in POLICIES:
-        raise ValueError(f"must be one of {', '.join(POLICIES)}, not {value!r}")
-    return value
+    return _known(policy_named, value)
 
 
 def _known_score(value: str) -> str:
-    from policies.registry import AIMED_SCORES, SCORES
+    from policies.registry import score_named
 
-    if value not in {*SCORES, *AIMED_SCORES}:
-        raise ValueError(f"must be one of {', '.join([*SCORES, *AIMED_SCORES])}, not {value!r}")
+    return _known(score_named, value)
+
+
+def _known(find: Callable[[str], object], value: str) -> str:
+    try:
+        find(value)
+    except InvalidInput as error:
+        raise ValueError(error.rule) from error
     return value
 
 

@@ -3,8 +3,9 @@
     SchedulerError
     ├── InvalidInput          a caller's mistake: names the field and the rule
     ├── InvariantError        the core contradicted itself: always a bug, never caught
-    └── InvalidTransition     a move the transition tables do not allow; the door turns
-                              it into a `Rejected` outcome
+    ├── InvalidTransition     a move the transition tables do not allow; the door turns
+    │                         it into a `Rejected` outcome
+    └── PolicyError           a policy or score from outside the tree broke its contract
 
 Expected outcomes (not fitting, stale, unknown job) are values, not exceptions.
 """
@@ -23,6 +24,10 @@ class InvalidInput(SchedulerError):
         super().__init__(f"{field}: {rule}" if field else rule)
         self.field = field
         self.rule = rule
+
+
+class PolicyError(SchedulerError):
+    """A policy or score from outside the tree failed; nothing can be decided with it."""
 
 
 class InvariantError(SchedulerError):

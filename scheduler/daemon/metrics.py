@@ -53,6 +53,11 @@ class Metrics:
         self._decisions = Counter(
             "lepton_decisions", "Actions that were decided", ["kind"], registry=registry
         )
+        self._policy_failures = Counter(
+            "lepton_policy_failures",
+            "Decisions that a policy or score from outside the tree made impossible",
+            registry=registry,
+        )
         self._unplaced = Gauge(
             "lepton_unplaced_jobs",
             "Jobs the last decision left waiting, by cause",
@@ -109,6 +114,10 @@ class Metrics:
         self._unplaced.clear()
         for cause, count in counts.items():
             self._unplaced.labels(cause).set(count)
+
+    def policy_failed(self) -> None:
+        """Count a decision that could not be made."""
+        self._policy_failures.inc()
 
     def appended(self, *, n_events: int, took_s: float) -> None:
         """Count an append that became durable."""

@@ -8,6 +8,7 @@ import asyncio
 import logging
 
 from scheduler.core.cycle import decide
+from scheduler.core.errors import PolicyError
 from scheduler.core.events import commit_of
 from scheduler.core.plan import Accepted, Plan
 from scheduler.core.snapshot import Snapshot
@@ -37,6 +38,7 @@ class Planner:
         self._wake_at_s: float | None = None
         self._took_s = 0.0
         self._aim_at_s = 0.0
+        self._blamed = ""
 
     async def run(self) -> None:
         """Decide whenever something changed, and at the latest every `cycle_s`, for ever."""
@@ -73,7 +75,11 @@ class Planner:
         snapshot = daemon.engine.snapshot(daemon.now_s())
         await self._aim(snapshot)
         start_s = daemon.clock.monotonic_s()
-        plan = await self._decide(snapshot)
+        try:
+            plan = await self._decide(snapshot)
+        except PolicyError as error:
+            self._blame(error)
+            return
         self._took_s = daemon.clock.monotonic_s() - start_s
         self._wake_at_s = plan.wake_at_s
         daemon.unplaced = plan.unplaced
@@ -82,6 +88,14 @@ class Planner:
         if not plan.is_empty:
             fault("commit.decided")
             await self._commit(plan)
+
+    def _blame(self, error: PolicyError) -> None:
+        """Tell why nothing is decided, once; running tasks and requests go on."""
+        self._daemon.metrics.policy_failed()
+        self._wake_at_s = None
+        if str(error) != self._blamed:
+            self._blamed = str(error)
+            log.error("nothing can be decided: %s", error)
 
     async def _decide(self, snapshot: Snapshot) -> Plan:
         work = len(snapshot.waiting_rows()) * len(snapshot.nodes.nodes)

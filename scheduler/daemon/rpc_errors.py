@@ -6,6 +6,7 @@ RpcRefused                          its own code
 Unauthenticated, PermissionDenied   of the same names
 JournalUnavailable                  UNAVAILABLE          RetryInfo
 WatchGone                           OUT_OF_RANGE
+PolicyError                         FAILED_PRECONDITION
 anything else                       INTERNAL             a bug: logged, and told as that
 """
 
@@ -19,7 +20,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from scheduler.core.errors import InvalidInput, SchedulerError
+from scheduler.core.errors import InvalidInput, PolicyError, SchedulerError
 from scheduler.core.plan import Refusal, Rejected
 from scheduler.daemon.journal_errors import JournalUnavailable
 from scheduler.daemon.security import PermissionDenied, Unauthenticated
@@ -46,6 +47,7 @@ _CODE_OF_ERROR: dict[type[Exception], grpc.StatusCode] = {
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     JournalUnavailable: _UNAVAILABLE,
     WatchGone: grpc.StatusCode.OUT_OF_RANGE,
+    PolicyError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 
