@@ -76,6 +76,7 @@ class Machines:
         self._from_s = from_s
         self._groups: dict[tuple[str, str], Group] = {}
         self.by_name: dict[NodeName, Machine] = {}
+        self.widest: dict[str, int] = {}  # GPUs of the widest node, by type
         self.by_pool: dict[str, list[Machine]] = {pool.name: [] for pool in pools}
         self.n_made = {pool.name: len(pool.nodes) for pool in pools}
 
@@ -91,6 +92,9 @@ class Machines:
             price_per_cpu_s=0.0 if n_gpus else price_per_s / max(node.cpu_milli, 1),
         )
         self.by_name[node.name] = machine
+        if n_gpus:
+            widest = self.widest.get(node.gpu_type, 0)
+            self.widest[node.gpu_type] = max(widest, n_gpus)
         self.by_pool[pool.name].append(machine)
         return machine
 

@@ -5,7 +5,7 @@ process and put beside others by `comparison`. All figures are named in `figures
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,8 @@ class Summary:
     services: tuple[ServiceFigures, ...]
     curves: Curves
     quantiles: Mapping[str, list[float]]  # of jct_s, wait_s and ftf, at `LEVELS`
+    counters: Mapping[str, float]  # what the simulation counted: decisions, events, ...
+    skipped: Mapping[str, int] = field(default_factory=dict)  # rows of the trace, by reason
 
 
 LEVELS: Floats = np.concatenate(
@@ -96,6 +98,7 @@ def summarised(run: Run) -> Summary:
             "wait_s": _quantiles(jobs.waited_s),
             "ftf": _quantiles(ratios),
         },
+        counters=dict(sorted(run.counters.items())),
     )
 
 

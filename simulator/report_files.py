@@ -101,6 +101,8 @@ def _run(run: Summary) -> dict[str, Any]:
         "pools": [asdict(pool) for pool in run.pools],
         "services": [asdict(service) for service in run.services],
         "curves": asdict(run.curves),
+        "counters": dict(run.counters),
+        "skipped": dict(run.skipped),
         "quantiles": {"level": LEVELS.tolist(), **run.quantiles},
     }
 

@@ -92,15 +92,6 @@ class World:
         self._ids: dict[str, JobId] = {}  # by key
         self._beside: dict[tuple[NodeName, int], dict[JobId, int]] = {}  # tasks on parts of it
         self._replicas: dict[JobId, ReplicaSteps] = {}
-        self._widest = self._widest_nodes()
-
-    def _widest_nodes(self) -> dict[str, int]:
-        widest: dict[str, int] = {}
-        for machine in self.machines.by_name.values():
-            gpu_type, width = machine.node.gpu_type, len(machine.node.gpus)
-            if width:
-                widest[gpu_type] = max(widest.get(gpu_type, 0), width)
-        return widest
 
     # Events
 
@@ -141,7 +132,7 @@ class World:
         if trace.key:
             self._ids[trace.key] = main_id
         ids = self.engine.array(main_id) if spec.array_size else (main_id,)
-        alone = alone_s(trace, self._widest)
+        alone = alone_s(trace, self.machines.widest)
         for job_id in ids:
             number = self.rows.open(trace, job_id, spec=spec, alone_s=alone)
             self._live[job_id] = LiveJob(trace, job_id, number)

@@ -68,11 +68,12 @@ class Terminal:
 
 @contextmanager
 def terminal(
-    cluster: FakeCluster, *words: str, columns: int = 80, **env: str
+    cluster: FakeCluster | None, *words: str, columns: int = 80, **env: str
 ) -> Iterator[Terminal]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    environ = {**os.environ, "TERM": "xterm", "LEPTON_SERVER": cluster.address, **env}
+    server = cluster.address if cluster else "127.0.0.1:1"
+    environ = {**os.environ, "TERM": "xterm", "LEPTON_SERVER": server, **env}
     for name in ("COLUMNS", "LINES"):
         environ.pop(name, None)
     process = subprocess.Popen(

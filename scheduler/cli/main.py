@@ -54,6 +54,9 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         Verb("queue", "queues:app", "Make, change or delete a queue."),
         Verb("info", "info:info", "Show the daemon: version, policy, load."),
     ),
+    "Simulator": (
+        Verb("simulate", "simulate:simulate", "Compare policies on a trace.", is_local=True),
+    ),
     "Daemon": (
         Verb("daemon", "daemon:daemon", "Run the daemon.", is_local=True),
         Verb("policies", "policies:policies", "List the policies there are.", is_local=True),

@@ -1,0 +1,153 @@
+"""What the verbs of the simulator share: reading their options, running, errors for people.
+
+Imported by a verb when it runs; brings numpy along.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from scheduler.cli.errors import CommandError, ExitCode
+from scheduler.cli.progress import nobody_looks, progress_bar
+from scheduler.cli.terminal import note
+from scheduler.core.errors import InvalidInput, SchedulerError
+from scheduler.quantities import parse_duration_s
+from simulator.cases import Case, Deciding, deciding, n_jobs_of
+from simulator.cluster import SimulatedCluster, uniform_cluster
+from simulator.cluster_file import load_cluster
+from simulator.report import Summary
+from simulator.sweep import Advanced, Engine, EngineMissing, Where, sweep
+
+_POOL = re.compile(r"(\d+)x(\d+)x([A-Za-z0-9][A-Za-z0-9_.-]*)")
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn mistakes in files and options into errors for people."""
+    from simulator.page import PlotlyMissing
+
+    try:
+        yield
+    except PlotlyMissing as error:
+        raise CommandError(
+            str(error), hint="Or leave the page out with --no-page.", code=ExitCode.ERROR
+        ) from error
+    except EngineMissing as error:
+        raise CommandError(
+            str(error), hint="Without --engine it runs in processes of this machine."
+        ) from error
+    except SchedulerError as error:
+        raise CommandError(str(error), code=ExitCode.USAGE) from error
+    except OSError as error:
+        raise CommandError(str(error)) from error
+
+
+def read_cluster(text: str) -> SimulatedCluster:
+    """Return the cluster of a file, or of `4x8xA100,2x4xL4`: nodes x GPUs of a node x type."""
+    path = Path(text)
+    if path.exists():
+        return load_cluster(path)
+    parts = [_POOL.fullmatch(part) for part in text.split(",")]
+    if not all(parts):
+        raise CommandError(
+            f"--cluster {text}: no such file",
+            hint="A YAML file (see docs/simulator.md), or NODESxGPUSxTYPE such as 4x8xA100",
+            code=ExitCode.USAGE,
+        )
+    pools = [
+        uniform_cluster(int(part[1]), gpus=int(part[2]), gpu_type=part[3]).pools[0]
+        for part in parts
+        if part is not None
+    ]
+    if len({pool.name for pool in pools}) < len(pools):
+        raise CommandError(
+            f"--cluster {text}: names a type of GPU twice",
+            hint="A YAML file may have several pools of one type.",
+            code=ExitCode.USAGE,
+        )
+    return SimulatedCluster(pools=tuple(pools))
+
+
+def read_policies(
+    text: str, *, score: str = "", backfill: str = "", round_s: float = 0.0
+) -> list[Deciding]:
+    """Return the policies of `a,b:SCORE,c`; each once."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise CommandError(
+            "--policy: name at least one", hint=_SEE_POLICIES, code=ExitCode.USAGE
+        )
+    try:
+        found = [
+            deciding(word, score=score, backfill=backfill, round_s=round_s) for word in words
+        ]
+    except InvalidInput as error:
+        raise CommandError(
+            f"--policy: {error}", hint=_SEE_POLICIES, code=ExitCode.USAGE
+        ) from error
+    return list(dict.fromkeys(found))
+
+
+_SEE_POLICIES = "`lepton policies` lists them; POLICY[:SCORE][:BACKFILL], as fifo:fgd"
+
+
+def read_duration_s(text: str, option: str, *, default: float) -> float:
+    """Return the seconds of an option's `90m`, or what it means not to give it."""
+    if not text:
+        return default
+    try:
+        return parse_duration_s(text)
+    except ValueError as error:
+        raise CommandError(f"{option}: {error}", code=ExitCode.USAGE) from None
+
+
+def read_where(engine: str, address: str, workers: int) -> Where:
+    """Return where simulations run."""
+    return Where(engine=Engine(engine), address=address, workers=workers)
+
+
+def run_all(cases: Sequence[Case], where: Where, *, text: str) -> list[Summary]:
+    """Run the cases under a bar of jobs."""
+    total = 2.0 * len(cases) * n_jobs_of(cases[0]) if not nobody_looks() else None
+    with progress_bar(text, unit="jobs", total=total) as bar:
+        report = _told(bar, total, len(cases)) if not nobody_looks() else None
+        return sweep(cases, where, report=report)
+
+
+def _told(
+    bar: Callable[..., None], total: float | None, n_cases: int
+) -> Callable[[Advanced], None]:
+    def report(so_far: Advanced) -> None:
+        done = so_far.n_submitted + so_far.n_ended  # each counts half of a job
+        text = f"{so_far.n_cases} of {n_cases} runs" if n_cases > 1 else "simulating"
+        bar(done / 2, total=None if total is None else max(total, done) / 2, text=text)
+
+    return report
+
+
+def note_what_is_odd(summaries: Sequence[Summary]) -> None:
+    """Tell of jobs that were left out, refused or never started: figures may mislead."""
+    first = summaries[0]
+    if first.skipped:
+        reasons = ", ".join(f"{count:,} {why}" for why, count in first.skipped.items())
+        note(f"Left out of the trace: {reasons}.")
+    for policy in dict.fromkeys(summary.policy for summary in summaries):
+        runs = [summary for summary in summaries if summary.policy == policy]
+        never = sum(run.figures["n_never_started"] for run in runs)
+        if never:
+            jobs = sum(run.figures["n_jobs"] for run in runs)
+            note(f"{policy}: {never:,.0f} of {jobs:,.0f} jobs never started.")
+
+
+def note_who_guesses(policies: Sequence[Deciding]) -> None:
+    """Tell of policies that go by estimates where no job comes with one."""
+    from policies.registry import ABOUT
+
+    aims = {choice.policy: ABOUT[choice.policy].aim for choice in policies}
+    by_estimate = [name for name, aim in aims.items() if "estimate" in aim]
+    if guessing := [name for name in by_estimate if "without" not in aims[name]]:
+        note(
+            f"{', '.join(guessing)}: goes by estimates of run times, and no job"
+            " comes with one; --estimates 0 gives every job its own."
+        )

@@ -1,0 +1,217 @@
+"""One simulation of many: which jobs, which cluster, which policy, which seed.
+
+Everything is plain data that another process can be sent, so that a sweep may run anywhere;
+what comes back is a `Summary`. Equal cases give equal summaries.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+
+from policies.registry import AIMED_SCORES, POLICIES, SCORES, in_rounds_of, policy_named
+from scheduler.core.errors import InvalidInput
+from scheduler.core.ports import Backfilling, Policy
+from scheduler.core.snapshot import Snapshot
+from simulator.cluster import SimulatedCluster
+from simulator.presets import preset
+from simulator.report import Summary, summarised
+from simulator.simulation import DEFAULTS, Settings, simulate
+from simulator.synthetic import generate, scaled_to
+from simulator.traces import read_trace
+from simulator.traces.format import Assumptions
+from simulator.traces.transforms import (
+    Wanted,
+    only,
+    sampled,
+    stretched,
+    window,
+    with_estimates,
+    with_load,
+)
+from simulator.workload import TraceJobs
+
+_ANY_JOB = Wanted()
+_NOTHING_SAID = Assumptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where jobs come from, and what is made of them, in this order."""
+
+    path: str = ""
+    format: str = ""  # empty: told by the file
+    preset: str = ""  # instead of a file: made up, scaled to the cluster, new for each seed
+    assume: Assumptions = _NOTHING_SAID
+    after_s: float = 0.0  # since the first job: from here on
+    span_s: float = math.inf  # and for so long
+    wanted: Wanted = _ANY_JOB
+    sample: float = 1.0  # the part of the jobs that is kept, drawn anew for each seed
+    load: float = 1.0
+    stretch: float = 1.0
+    n_jobs: int | None = None  # the first so many of what is left
+    estimate_spread: float | None = None  # users know run times up to such an error
+
+    @property
+    def name(self) -> str:
+        """What to call it in a report."""
+        return self.preset or Path(self.path).name
+
+    @property
+    def draws(self) -> bool:
+        """Whether another seed gives other jobs."""
+        return bool(self.preset) or self.sample < 1.0 or bool(self.estimate_spread)
+
+    def jobs(
+        self, *, n_gpus: float, seed: int, skipped: Counter[str] | None = None
+    ) -> TraceJobs:
+        """Yield the jobs by rising `at_s`. Raises TraceError and InvalidInput."""
+        jobs = self._all(n_gpus, seed, skipped)
+        if self.after_s or self.span_s < math.inf:
+            jobs = _part(jobs, self.after_s, self.span_s)
+        if self.wanted != _ANY_JOB:
+            jobs = only(jobs, self.wanted)
+        if self.sample < 1.0:
+            jobs = sampled(jobs, self.sample, seed=seed)
+        if self.load != 1.0:
+            jobs = with_load(jobs, self.load)
+        if self.stretch != 1.0:
+            jobs = stretched(jobs, self.stretch)
+        if self.estimate_spread is not None:
+            jobs = with_estimates(jobs, spread=self.estimate_spread, seed=seed)
+        return islice(jobs, self.n_jobs) if self.n_jobs is not None else jobs
+
+    def _all(self, n_gpus: float, seed: int, skipped: Counter[str] | None) -> TraceJobs:
+        if not self.preset:
+            return read_trace(
+                self.path, self.format or None, assume=self.assume, skipped=skipped
+            )
+        workload = scaled_to(preset(self.preset), n_gpus)
+        n_jobs = self.n_jobs if self._keeps_all else None
+        until_s = math.inf if self.n_jobs is not None else self.after_s + self.span_s
+        return generate(workload, seed=seed, n_jobs=n_jobs, until_s=until_s, assume=self.assume)
+
+    @property
+    def _keeps_all(self) -> bool:
+        return self.wanted == _ANY_JOB and self.sample >= 1.0 and not self.after_s
+
+
+def _part(jobs: TraceJobs, after_s: float, span_s: float) -> TraceJobs:
+    first = next(jobs, None)
+    if first is None:
+        return iter(())
+    from_s = first.at_s + after_s
+    return window(chain([first], jobs), from_s, from_s + span_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deciding:
+    """A policy by names, as a command line or a report says it."""
+
+    policy: str
+    score: str = ""  # empty: the policy's own
+    backfill: str = ""
+    round_s: float = 0.0  # 0: the policy's own
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise InvalidInput(
+                "policy", f"is {self.policy!r}; must be one of {', '.join(POLICIES)}"
+            )
+        if self.score and self.score not in {*SCORES, *AIMED_SCORES}:
+            names = ", ".join([*SCORES, *AIMED_SCORES])
+            raise InvalidInput("score", f"is {self.score!r}; must be one of {names}")
+        if self.backfill and self.backfill not in set(Backfilling):
+            raise InvalidInput(
+                "backfill", f"is {self.backfill!r}; must be one of {', '.join(Backfilling)}"
+            )
+
+    @property
+    def label(self) -> str:
+        """Return `fifo:fgd:conservative`, without what was not said."""
+        return ":".join(filter(None, [self.policy, self.score, self.backfill]))
+
+    @property
+    def is_aimed(self) -> bool:
+        """Whether its score is made for the jobs there are, again and again."""
+        return self.score in AIMED_SCORES
+
+    def made(self, snapshot: Snapshot | None = None) -> Policy:
+        """Return the policy."""
+        policy = policy_named(self.policy, score=self.score or None, snapshot=snapshot)
+        if self.round_s:
+            policy = in_rounds_of(policy, self.round_s)
+        if self.backfill:
+            policy = replace(policy, backfill=Backfilling(self.backfill))
+        return replace(policy, name=self.label)
+
+
+def deciding(
+    text: str, *, score: str = "", backfill: str = "", round_s: float = 0.0
+) -> Deciding:
+    """Read `POLICY[:SCORE][:BACKFILL]`; what the text does not say comes from the arguments."""
+    policy, *rest = text.split(":")
+    for word in rest:
+        if word in set(Backfilling):
+            backfill = word
+        else:
+            score = word
+    return Deciding(policy=policy, score=score, backfill=backfill, round_s=round_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One simulation."""
+
+    cluster: SimulatedCluster
+    source: Source
+    deciding: Deciding
+    seed: int = 0
+    settings: Settings = DEFAULTS
+    until_s: float = math.inf  # cut off so long after the first job
+
+
+Advance = Callable[[float, float], None]
+"""How a case says how many of its jobs were submitted and have ended."""
+
+
+def n_gpus_of(cluster: SimulatedCluster) -> float:
+    """Return the GPUs of the cluster at the start."""
+    return float(sum(len(node.gpus) for node in cluster.nodes()))
+
+
+def run_case(case: Case, advance: Advance | None = None) -> Summary:
+    """Simulate the case and return what it comes to."""
+    skipped: Counter[str] = Counter()
+    jobs = case.source.jobs(n_gpus=n_gpus_of(case.cluster), seed=case.seed, skipped=skipped)
+    first = next(jobs, None)
+    if first is None:
+        raise InvalidInput(
+            "trace", f"{case.source.name}: there are no jobs in it, or none left"
+        )
+    choice = case.deciding
+    run = simulate(
+        case.cluster,
+        chain([first], jobs),
+        choice.made(),
+        seed=case.seed,
+        settings=replace(
+            case.settings,
+            until_s=first.at_s + case.until_s,
+            aim=choice.made if choice.is_aimed else None,
+        ),
+        progress=None
+        if advance is None
+        else lambda so_far: advance(so_far.n_submitted, so_far.n_ended),
+        trace=case.source.name,
+    )
+    summary = summarised(replace(run, policy=choice.label))
+    return replace(summary, skipped=dict(sorted(skipped.items())))
+
+
+def n_jobs_of(case: Case) -> int:
+    """Count the jobs of the case, reading all of them."""
+    jobs = case.source.jobs(n_gpus=n_gpus_of(case.cluster), seed=case.seed)
+    return sum(1 for _ in jobs)

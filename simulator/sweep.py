@@ -1,0 +1,303 @@
+"""Many simulations at once, here or on a cluster that is already there.
+
+Cases run in processes of their own, or on Ray, Dask or Spark, through joblib; what comes back
+is in the order of the cases, whichever ended first, and the same everywhere: each process
+computes with one thread, so that sums are added in the same order.
+"""
+
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core.errors import SchedulerError
+from simulator.cases import Advance, Case, run_case
+from simulator.report import Summary
+
+PROGRESS_EVERY_S = 0.25
+
+
+class Engine(StrEnum):
+    """Where cases run."""
+
+    PROCESSES = "processes"
+    RAY = "ray"
+    DASK = "dask"
+    SPARK = "spark"
+
+
+class EngineMissing(Exception):
+    """What an engine needs is not installed, or its cluster cannot be reached."""
+
+
+class CaseFailed(SchedulerError):
+    """A case could not be simulated: which one, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """Where to run, and on how many workers. An address names a cluster that is there."""
+
+    engine: Engine = Engine.PROCESSES
+    address: str = ""
+    workers: int = 0  # 0: one per core, or what the cluster has
+
+
+class Advanced(NamedTuple):
+    """How far a sweep is: jobs that were submitted or ended, and cases that are done."""
+
+    n_submitted: float
+    n_ended: float
+    n_cases: int
+
+
+Report = Callable[[Advanced], None]
+
+HERE = Where()
+
+_PACKAGES = {
+    Engine.RAY: "pip install ray",
+    Engine.DASK: "pip install distributed",
+    Engine.SPARK: "pip install joblibspark pyspark",
+}
+
+
+def sweep(
+    cases: Sequence[Case], where: Where = HERE, *, report: Report | None = None
+) -> list[Summary]:
+    """Run all cases; `report` hears now and then how far they are, from another thread.
+
+    Raises EngineMissing before anything runs, and CaseFailed for the first case that fails.
+    """
+    if len(cases) == 1 and where.engine is Engine.PROCESSES:
+        return [_run_here(cases[0], report)]
+    with tempfile.TemporaryDirectory(prefix="lepton-sweep-") as folder, _backend(where):
+        board = _Board.made(Path(folder) / "progress", len(cases))
+        with _watched(board, report):
+            return list(_in_order(cases, where, board))
+
+
+def _run_here(case: Case, report: Report | None) -> Summary:
+    if report is None:
+        return _summary(_run_safely(case, None))
+    summary = _summary(
+        _run_safely(case, lambda submitted, ended: report(Advanced(submitted, ended, 0)))
+    )
+    report(Advanced(summary.figures["n_jobs"], summary.figures["n_ended"], 1))
+    return summary
+
+
+def _in_order(cases: Sequence[Case], where: Where, board: "_Board") -> Iterator[Summary]:
+    from joblib import Parallel, delayed  # type: ignore[import-untyped]
+
+    n_jobs = where.workers or -1
+    is_local = where.engine is Engine.PROCESSES
+    path = board.path if is_local else None  # other machines do not see this one's files
+    found: list[tuple[int, Summary]] = []
+    streams = where.engine is not Engine.SPARK
+    parallel = Parallel(
+        n_jobs=min(n_jobs, len(cases)) if n_jobs > 0 else n_jobs,
+        batch_size=1,
+        pre_dispatch="all",
+        return_as="generator_unordered" if streams else "list",
+    )
+    for index, summary in parallel(
+        delayed(_run_numbered)(index, case, path, len(cases))
+        for index, case in enumerate(cases)
+    ):
+        found.append((index, summary))
+        board.done(index, summary)
+    for _, summary in sorted(found, key=lambda pair: pair[0]):
+        yield summary
+
+
+def _run_numbered(
+    index: int, case: Case, path: Path | None, n_cases: int
+) -> tuple[int, "Summary | _Failure"]:
+    _leave_interrupts_to_the_parent()
+    if path is None:
+        return index, _run_safely(case, None)
+    board = _Board.opened(path, n_cases)
+    return index, _run_safely(
+        case, lambda submitted, ended: board.write(index, submitted, ended)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An error as text: exceptions with more than a message do not survive the way home."""
+
+    message: str
+
+
+def _run_safely(case: Case, advance: Advance | None) -> Summary | _Failure:
+    try:
+        return run_case(case, advance)
+    except (SchedulerError, OSError) as error:
+        return _Failure(str(error))
+
+
+def _summary(outcome: Summary | _Failure) -> Summary:
+    if isinstance(outcome, _Failure):
+        raise CaseFailed(outcome.message)
+    return outcome
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    """Let Ctrl-C end the command, which ends its workers, without their tracebacks."""
+    if threading.current_thread() is threading.main_thread():
+        import multiprocessing
+
+        if multiprocessing.parent_process() is not None or _is_loky():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _is_loky() -> bool:
+    import multiprocessing
+
+    return type(multiprocessing.current_process()).__name__.startswith("Loky")
+
+
+@dataclass(frozen=True, slots=True)
+class _Board:
+    """A small file in which every case keeps how far it is, shared by processes."""
+
+    path: Path
+    rows: NDArray[np.float64]  # submitted, ended, done
+
+    @classmethod
+    def made(cls, path: Path, n_cases: int) -> "_Board":
+        rows = np.memmap(path, dtype=np.float64, mode="w+", shape=(n_cases, 3))
+        return cls(path, rows)
+
+    @classmethod
+    def opened(cls, path: Path, n_cases: int) -> "_Board":
+        return cls(path, np.memmap(path, dtype=np.float64, mode="r+", shape=(n_cases, 3)))
+
+    def write(self, index: int, submitted: float, ended: float) -> None:
+        self.rows[index, :2] = submitted, ended
+
+    def done(self, index: int, summary: Summary) -> None:
+        self.rows[index] = summary.figures["n_jobs"], summary.figures["n_ended"], 1.0
+
+    def read(self) -> Advanced:
+        submitted, ended, done = self.rows.sum(axis=0).tolist()
+        return Advanced(submitted, ended, int(done))
+
+
+@contextmanager
+def _watched(board: _Board, report: Report | None) -> Iterator[None]:
+    if report is None:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(PROGRESS_EVERY_S):
+            report(board.read())
+
+    thread = threading.Thread(target=watch, name="watch-sweep", daemon=True)
+    thread.start()
+    try:
+        yield
+        report(board.read())
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def _backend(where: Where) -> Iterator[None]:
+    """Choose joblib's backend, or say what is missing."""
+    try:
+        with _chosen(where):
+            yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {
+            "ray",
+            "dask",
+            "distributed",
+            "joblibspark",
+            "pyspark",
+        }:
+            raise
+        need = _PACKAGES[where.engine]
+        raise EngineMissing(f"engine {where.engine} needs {error.name}: {need}") from error
+
+
+def _chosen(where: Where) -> AbstractContextManager[Any]:
+    match where.engine:
+        case Engine.PROCESSES:
+            return _loky()
+        case Engine.RAY:
+            return _ray(where)
+        case Engine.DASK:
+            return _dask(where)
+        case Engine.SPARK:
+            return _spark()
+
+
+@contextmanager
+def _loky() -> Iterator[None]:
+    from joblib import parallel_config
+
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        yield
+
+
+@contextmanager
+def _ray(where: Where) -> Iterator[None]:
+    import ray  # type: ignore[import-not-found, unused-ignore]
+    from joblib import parallel_config
+    from ray.util.joblib import (  # type: ignore[import-not-found, unused-ignore]
+        register_ray,
+    )
+
+    try:
+        ray.init(address=where.address or None, log_to_driver=False, ignore_reinit_error=True)
+    except ConnectionError as error:
+        raise EngineMissing(f"no Ray cluster at {where.address}: {error}") from error
+    register_ray()
+    try:
+        with parallel_config(backend="ray"):
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _dask(where: Where) -> Iterator[None]:
+    from distributed import Client  # type: ignore[import-not-found, unused-ignore]
+    from joblib import parallel_config
+
+    try:
+        client = Client(where.address) if where.address else Client(
+            n_workers=where.workers or None, threads_per_worker=1, dashboard_address=None
+        )  # fmt: skip
+    except (OSError, TimeoutError) as error:
+        raise EngineMissing(f"no Dask scheduler at {where.address}: {error}") from error
+    try:
+        with client, parallel_config(backend="dask"):
+            yield
+    finally:
+        client.close()
+
+
+@contextmanager
+def _spark() -> Iterator[None]:
+    from joblib import parallel_config
+    from joblibspark import (  # type: ignore[import-not-found, unused-ignore]
+        register_spark,
+    )
+
+    register_spark()
+    with parallel_config(backend="spark"):
+        yield

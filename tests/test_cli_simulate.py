@@ -1,0 +1,222 @@
+"""`lepton simulate`: what it prints, what it writes, and what it says of mistakes."""
+
+import csv
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from cli_testing import lepton
+from simulation_testing import trace_job
+from test_cli_terminal import terminal
+
+from simulator.traces.own import write_trace
+
+CLUSTER = """\
+pools:
+  - {name: t4, count: 1, gpus: 2, gpu_type: T4, cpus: 8, price_usd_per_h: 3.6}
+queues:
+  - {name: research}
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cluster of two GPUs, and four jobs that fill it for 100 s each."""
+    folder = tmp_path_factory.mktemp("simulate")
+    (folder / "cluster.yaml").write_text(CLUSTER)
+    jobs = [
+        trace_job("long", work_s=300, gpus=2, spec={"expected_run_s": 300.0}),
+        trace_job("a", at_s=10, work_s=200, gpus=2, spec={"expected_run_s": 200.0}),
+        trace_job("b", at_s=20, gpus=2, spec={"expected_run_s": 100.0, "queue": "research"}),
+    ]
+    write_trace(jobs, folder / "jobs.jsonl")
+    return folder
+
+
+def simulated(files: Path, *words: str):
+    return lepton(
+        "simulate", "--cluster", str(files / "cluster.yaml"),
+        "--trace", str(files / "jobs.jsonl"), *words,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(files: Path):
+    """Two policies, two seeds, on two workers, with everything written."""
+    words = ("--policy", "fifo,shortest_job", "--seeds", "2", "--out", str(files / "report"))
+    return simulated(files, *words, "-o", "json", "--workers", "2")
+
+
+def test_figures_are_those_of_the_schedule(files: Path, compared):
+    data = json.loads(compared.stdout)
+    fifo, shortest = data["policies"]
+
+    # fifo: 0-300, 300-500, 500-600. Shortest first: 0-300, b 300-400, a 400-600.
+    assert fifo["figures"]["jct_mean_s"]["mean"] == pytest.approx((300 + 490 + 580) / 3, 1e-8)
+    assert shortest["figures"]["jct_mean_s"]["mean"] == pytest.approx(
+        (300 + 380 + 590) / 3, 1e-8
+    )
+    assert shortest["differences"]["wait_mean_s"]["mean"] == pytest.approx(-100 / 3, 1e-8)
+    assert fifo["figures"]["allocation"]["mean"] == 1
+    assert fifo["figures"]["cost_usd"]["mean"] == 0.6  # 600 s of 3.6 USD/h
+    assert fifo["groups"]["queue"]["research"]["wait_mean_s"]["mean"] == 480
+    # b lives for 580 s, with 3 jobs present for 280 s of them, 2 for 200 s, 1 for 100 s.
+    beside = (3 * 280 + 2 * 200 + 100) / 580
+    assert fifo["figures"]["ftf_max"]["mean"] == pytest.approx(580 / (100 * beside), 1e-8)
+
+
+def test_the_report_is_written_as_json_csv_and_a_page(files: Path, compared):
+    report = files / "report"
+
+    assert sorted(path.name for path in report.iterdir()) == [
+        "figures.csv", "report.html", "report.json",
+    ]  # fmt: skip
+    assert compared.stderr.splitlines() == [
+        f"Written to {report}: figures.csv, report.html, report.json"
+    ]
+    assert json.loads((report / "report.json").read_text()) == json.loads(compared.stdout)
+    with (report / "figures.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert {(row["policy"], row["seed"]) for row in rows} == {
+        ("fifo", "0"), ("fifo", "1"), ("shortest_job", "0"), ("shortest_job", "1"),
+    }  # fmt: skip
+    page = (report / "report.html").read_text()
+    assert "shortest_job" in page
+    assert "cluster.yaml" in page
+
+
+def test_other_workers_give_the_same_bytes(files: Path, compared):
+    again = simulated(
+        files, "--policy", "fifo,shortest_job", "--seeds", "2", "-o", "json", "--workers", "1"
+    )
+
+    assert again.stdout == compared.stdout
+
+
+def test_chance_is_drawn_from_the_seed():
+    words = ("--cluster", "2x8xT4", "--preset", "philly", "--jobs", "30", "-o", "json")
+
+    first, second = (lepton("simulate", *words).stdout for _ in range(2))
+    assert first == second
+    figures = json.loads(first)["policies"][0]["figures"]
+    assert figures["n_jobs"]["mean"] == 30
+    assert figures["ftf_mean"]["mean"] > 0
+
+
+def test_people_get_a_table_with_differences(files: Path):
+    result = simulated(files, "--policy", "fifo,shortest_job:best-fit:conservative")
+
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:3] == ["POLICY", "JCT", "MEAN"]
+    assert [line.split()[0] for line in lines[1:3]] == [
+        "fifo", "shortest_job:best-fit:conservative",
+    ]  # fmt: skip
+    assert lines[4].startswith("Against fifo, one seed")
+
+
+def test_wide_tables_have_every_figure(files: Path):
+    result = simulated(files, "-o", "wide")
+
+    names = [line.split()[0] for line in result.stdout.splitlines()]
+    assert {"FIGURE", "wait_p95_s", "idle_cost_share", "jain_queues"} <= set(names)
+
+
+def test_parts_of_a_trace_are_taken(files: Path):
+    def n_jobs(*words: str) -> float:
+        data = json.loads(simulated(files, *words, "-o", "json").stdout)
+        return data["policies"][0]["figures"]["n_jobs"]["mean"]
+
+    assert n_jobs("--jobs", "2") == 2
+    assert n_jobs("--queue", "research") == 1
+    assert n_jobs("--after", "10s") == 2
+    assert n_jobs("--span", "15s") == 2
+    assert n_jobs("--max-gpus", "2", "--gpu-type", "H100") == 3  # they run on any type
+
+
+def test_a_run_may_be_cut_off(files: Path):
+    result = simulated(files, "--until", "350s", "-o", "json")
+
+    figures = json.loads(result.stdout)["policies"][0]["figures"]
+    assert (figures["n_ended"]["mean"], figures["n_never_started"]["mean"]) == (1, 1)
+    assert "1 of 3 jobs never started" in result.stderr
+
+
+def test_who_goes_by_estimates_without_any_is_told():
+    result = lepton(
+        "simulate", "--cluster", "1x8xT4", "--preset", "philly", "--jobs", "5",
+        "--policy", "shortest_job",
+    )  # fmt: skip
+
+    assert "--estimates 0" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--policy", "fair"), "'fair'; must be one of fifo"),
+        (("--policy", "fifo:tight"), "'tight'; must be one of best-fit"),
+        (("--policy", ","), "name at least one"),
+        (("--cluster", "nowhere.yaml"), "nowhere.yaml: no such file"),
+        (("--cluster", "1x2xT4,2x2xT4"), "twice"),
+        (("--preset", "philly"), "one of --trace and --preset"),
+        (("--load", "0"), "--load 0: must be above 0"),
+        (("--sample", "2"), "--sample 2: must be above 0 and at most 1"),
+        (("--until", "90"), "90 of what? write 90s, 90m or 90h"),
+        (("--queue", "nobody"), "no jobs in it, or none left"),
+        (("--format", "xls"), "no format 'xls'"),
+        (("--engine", "abacus"), "abacus"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_mistakes_are_told(files: Path, words: tuple[str, ...], told: str):
+    result = simulated(files, *words)
+
+    assert result.exit_code == 64
+    assert told in result.stderr
+    assert "bug in lepton" not in result.stderr
+
+
+def test_a_preset_needs_an_end():
+    result = lepton("simulate", "--cluster", "1x8xT4", "--preset", "philly")
+
+    assert (result.exit_code, "--jobs" in result.stderr) == (64, True)
+
+
+def test_a_bad_cluster_file_is_told_by_line(files: Path):
+    (files / "bad.yaml").write_text(
+        "pools:\n  - {name: t4, gpus: 2, gpu_type: T4, spott: yes}\n"
+    )
+
+    result = simulated(files, "--cluster", str(files / "bad.yaml"))
+
+    assert result.exit_code == 64
+    assert "bad.yaml:2: pools[0].spott: is not a known field" in result.stderr
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed")
+def test_a_missing_engine_says_what_to_install(files: Path):
+    result = simulated(files, "--engine", "ray", "--seeds", "2")
+
+    assert result.exit_code == 1
+    assert "engine ray needs ray: pip install ray" in result.stderr
+
+
+def test_the_help_has_examples_and_fits_a_terminal():
+    result = lepton("simulate", "--help")
+
+    assert result.exit_code == 0
+    assert "Examples:\n" in result.stdout
+    assert [line for line in result.stdout.splitlines() if len(line) > 80] == []
+
+
+def test_a_long_run_shows_how_far_it_is_and_leaves_calmly():
+    words = ("--cluster", "16x8xA100", "--preset", "philly", "--jobs", "100000", "--seeds", "2")
+    with terminal(None, "simulate", *words, columns=100) as screen:
+        screen.read(until="jobs/s", timeout_s=60)
+        screen.process.send_signal(2)
+        text = screen.read(timeout_s=60)
+
+        assert screen.process.wait(30) == 130
+    assert "of 2 runs" in text
+    assert "Traceback" not in text
