@@ -12,7 +12,7 @@ import sys
 import time
 from ast import literal_eval
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cvxpy as cp
@@ -22,10 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from report import report
 
+from policies.filling import Tree
 from policies.finish_time import finish_time_shares
+from policies.hierarchical import hierarchical_shares
 from policies.linear_program import Status
 from policies.max_min_fairness import max_min_shares
-from policies.shares import equal_share
+from policies.shares import Shares, equal_share
 from policies.space_sharing import Profiles, max_min_pair_shares
 from policies.water_filling import water_filling_shares
 
@@ -222,6 +224,59 @@ def water_filling(case: Case) -> None:
     )
 
 
+def hierarchical(case: Case) -> None:
+    """Report 100 queues in two levels; the baseline is Gavel's first program of many."""
+    draw, n_jobs = np.random.default_rng(9), len(case.gpus)
+    parent = np.full(100, -1)
+    parent[10:] = draw.integers(0, 10, 90)
+    queue = draw.integers(10, 100, n_jobs)
+    queues = draw.uniform(0.5, 2.0, 100)
+    tree = Tree(parent=parent, weight=queues, queue=queue, tier=np.zeros(n_jobs, int))
+    first = case.weights / np.bincount(queue, case.weights, 100)[queue]
+    for q in range(100):
+        used = [c for c in np.flatnonzero(parent == parent[q]) if has_jobs(c, parent, queue)]
+        first[below(q, parent, queue)] *= queues[q] / queues[used].sum()
+
+    def solve() -> Shares:
+        return hierarchical_shares(
+            case.throughputs,
+            case.gpus,
+            weights=case.weights,
+            capacity=case.capacity,
+            tree=tree,
+        )
+
+    shares = solve()
+    assert shares.status is Status.OPTIMAL
+    start_s = time.perf_counter()
+    least = max_min_by_cvxpy(replace(case, weights=first), cp.ECOS)
+    baseline_s = time.perf_counter() - start_s
+    got = case.gpus * (case.throughputs * shares.fractions).sum(axis=1) / case.alone
+    assert_same(float((got / first).min()), least)
+    n_types = case.throughputs.shape[1]
+    report(
+        benchmark="solve",
+        case="hierarchical, 100 queues, all distinct",
+        value=best_s(solve, 3),
+        unit="s",
+        better="lower",
+        goal=0.3,
+        goal_of="value",
+        baseline="cvxpy with ECOS, the first of Gavel's programs, same run",
+        baseline_value=baseline_s,
+        size=f"{n_jobs} jobs x {n_types} types",
+    )
+
+
+def below(queue: int, parent: np.ndarray, of_job: np.ndarray) -> np.ndarray:
+    """Return which jobs are in a queue or in a child of it."""
+    return (of_job == queue) | (parent[of_job] == queue)
+
+
+def has_jobs(queue: int, parent: np.ndarray, of_job: np.ndarray) -> bool:
+    return bool(below(queue, parent, of_job).any())
+
+
 def pairs_by_cvxpy(measured: Profiles, case: Case, profile: np.ndarray) -> float:
     """Return the optimum over classes; z[a, b] is the time of pairs of a job of each."""
     n, copies = len(measured.gpus), np.bincount(profile, minlength=len(measured.gpus))
@@ -281,4 +336,5 @@ if __name__ == "__main__":
     max_min(all_distinct(100_000, 6), "max-min, all distinct", 5.0, repeats=1)
     finish_time(distinct)
     water_filling(distinct)
+    hierarchical(distinct)
     pairs(measured, 2_048)

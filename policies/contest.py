@@ -5,13 +5,15 @@ could start, or was stopped for others. Services, and jobs that nobody may stop,
 contestants while they run: what they hold is not there to be shared.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.model import MILLI, JobKind, JobPhase, StopCause
+from scheduler.core.preemption import RESTART_S
+from scheduler.core.queue_tree import QueueTree
 from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
 
 Array = NDArray[np.float64]
@@ -33,6 +35,12 @@ class Contest:
     elapsed_s: Array  # [jobs] since arrival
     remaining_work: Array  # [jobs] at least for a second at full speed
     on_type: NDArray[np.intp]  # [jobs] where the job runs; -1: it does not
+    loss_s: Array  # [jobs] of running time, if it were stopped now; 0: it does not run
+    deadline_s: Array  # [jobs] from now on; infinite: none
+    priority: NDArray[np.int64]  # [jobs]
+    queue: NDArray[np.intp]  # [jobs] row of `tree`
+    tree: QueueTree
+    price_usd_per_h: Array  # [types] of one GPU; 0: nobody said
 
     @property
     def runs_on(self) -> Array:
@@ -40,8 +48,23 @@ class Contest:
         return (self.speeds > 0).astype(float)
 
 
-ShareProgram = Callable[[Contest], Array]
-"""Returns the part of its time that each job should spend on each type: [jobs, types]."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What a program answers."""
+
+    fractions: Array  # [jobs, types] the part of its time that each job should spend there
+    status: str = "optimal"  # how the solve ended; see `linear_program.Status`
+    prices: Array | None = None  # [types] what one more GPU would change the value by
+    notes: Mapping[int, str] = field(default_factory=dict)  # by job, for people
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether the fractions are the program's, not what is left for want of them."""
+        return self.status == "optimal" and bool(np.isfinite(self.fractions).all())
+
+
+ShareProgram = Callable[[Contest], Grant | Array]
+"""Shares the GPUs of a contest. One that has no more to say answers the fractions alone."""
 
 
 def contest_of(snapshot: Snapshot) -> Contest:
@@ -68,6 +91,7 @@ def contest_of(snapshot: Snapshot) -> Contest:
     total = np.where(total > 0, total, expected * fastest)
     # One that outlasts what was said of it is expected to need as much again as it had.
     beyond = np.maximum(done, UNKNOWN_S * fastest)
+    on_type = _where(snapshot, rows, gpu_types)
     return Contest(
         rows=rows,
         gpu_types=gpu_types,
@@ -77,7 +101,13 @@ def contest_of(snapshot: Snapshot) -> Contest:
         speeds=speeds,
         elapsed_s=np.maximum(snapshot.now_s - arrived_at_s(snapshot, rows), 0.0),
         remaining_work=np.maximum(np.where(total > done, total - done, beyond), fastest),
-        on_type=_where(snapshot, rows, gpu_types),
+        on_type=on_type,
+        loss_s=np.where(on_type >= 0, snapshot.unsaved_s(rows) + RESTART_S, 0.0),
+        deadline_s=_deadlines_s(snapshot, rows),
+        priority=snapshot.jobs.priority[rows],
+        queue=snapshot.jobs.queue[rows].astype(np.intp),
+        tree=snapshot.tree,
+        price_usd_per_h=_prices_usd_per_h(snapshot, gpu_types),
     )
 
 
@@ -86,6 +116,24 @@ def arrived_at_s(snapshot: Snapshot, rows: Rows) -> Array:
     starts_after_s = [snapshot.job_at(row).spec.start_after_s for row in rows.tolist()]
     arrived: Array = np.maximum(snapshot.jobs.submitted_at_s[rows], np.array(starts_after_s))
     return arrived
+
+
+def _deadlines_s(snapshot: Snapshot, rows: Rows) -> Array:
+    """Return the time until each job should have ended, negative once it is past."""
+    at_s = np.array([snapshot.job_at(row).spec.deadline_at_s for row in rows.tolist()])
+    until_s: Array = np.where(at_s > 0, at_s - snapshot.now_s, np.inf)
+    return until_s
+
+
+def _prices_usd_per_h(snapshot: Snapshot, gpu_types: tuple[str, ...]) -> Array:
+    """Return what a GPU of each type costs: the mean over nodes that have a price."""
+    usd_per_h, n_gpus = np.zeros(len(gpu_types)), np.zeros(len(gpu_types))
+    column = {name: k for k, name in enumerate(gpu_types)}
+    for node in snapshot.nodes.nodes:
+        if node.gpus and node.price_usd_per_h > 0:
+            usd_per_h[column[node.gpu_type]] += node.price_usd_per_h
+            n_gpus[column[node.gpu_type]] += len(node.gpus)
+    return np.divide(usd_per_h, n_gpus, out=np.zeros(len(gpu_types)), where=n_gpus > 0)
 
 
 def _contestants(snapshot: Snapshot) -> Rows:

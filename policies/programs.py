@@ -1,106 +1,203 @@
-"""The programs whose shares rounds realise, from a contest to time fractions.
+"""The programs whose shares rounds realise, from a contest to a grant of time fractions.
 
 Each imports its solver when it is first called: a daemon whose policy needs no program starts
 without scipy. "Blind" programs know where a job can run, not how fast it is there.
 """
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import numpy as np
+from numpy.typing import NDArray
 
-from policies.contest import Array, Contest
+from policies.contest import Array, Contest, Grant
+
+if TYPE_CHECKING:
+    from policies.filling import Tree
+    from policies.shares import Shares
+
+LOST = 1.1
+"""How much faster than its fastest a job with a deadline may need to be, as estimates go."""
 
 
-def max_min_fairness(contest: Contest) -> Array:
+def _granted(shares: "Shares") -> Grant:
+    return Grant(fractions=shares.fractions, status=shares.status, prices=shares.prices)
+
+
+def max_min_fairness(contest: Contest) -> Grant:
     """Raise the least time per weight, GPUs counted."""
     from policies.max_min_fairness import max_min_shares_blind
 
-    return max_min_shares_blind(
-        contest.speeds,
-        contest.gpus,
-        weights=contest.weights,
-        capacity=contest.capacity,
-    ).fractions
+    return _granted(
+        max_min_shares_blind(
+            contest.speeds,
+            contest.gpus,
+            weights=contest.weights,
+            capacity=contest.capacity,
+        )
+    )
 
 
-def max_min_fairness_perf(contest: Contest) -> Array:
+def max_min_fairness_perf(contest: Contest) -> Grant:
     """Raise the least speed per weight, in units of the speed on an equal share."""
     from policies.max_min_fairness import max_min_shares
 
-    return max_min_shares(
-        contest.speeds,
-        contest.gpus,
-        weights=contest.weights,
-        capacity=contest.capacity,
-    ).fractions
+    return _granted(
+        max_min_shares(
+            contest.speeds,
+            contest.gpus,
+            weights=contest.weights,
+            capacity=contest.capacity,
+        )
+    )
 
 
-def water_filling(contest: Contest) -> Array:
+def water_filling(contest: Contest) -> Grant:
     """Raise the least time per weight, then the next, and so on."""
     return _water(contest, contest.runs_on)
 
 
-def water_filling_perf(contest: Contest) -> Array:
+def water_filling_perf(contest: Contest) -> Grant:
     """Raise the least speed per weight, then the next, and so on."""
     return _water(contest, contest.speeds)
 
 
-def _water(contest: Contest, speeds: Array) -> Array:
+def _water(contest: Contest, speeds: Array, tree: "Tree | None" = None) -> Grant:
     from policies.water_filling import water_filling_shares
 
-    return water_filling_shares(
-        speeds, contest.gpus, weights=contest.weights, capacity=contest.capacity
-    ).fractions
+    return _granted(
+        water_filling_shares(
+            speeds, contest.gpus, weights=contest.weights, capacity=contest.capacity, tree=tree
+        )
+    )
 
 
-def finish_time_fairness(contest: Contest) -> Array:
+def finish_time_fairness(contest: Contest) -> Grant:
     """Lower the largest ratio of finish time to that on an equal share, blind to speeds."""
     fastest = contest.speeds.max(axis=1)
     return _finish_time(contest, contest.runs_on, contest.remaining_work / fastest)
 
 
-def finish_time_fairness_perf(contest: Contest) -> Array:
+def finish_time_fairness_perf(contest: Contest) -> Grant:
     """Lower the largest ratio of finish time to that on an equal share."""
     return _finish_time(contest, contest.speeds, contest.remaining_work)
 
 
-def _finish_time(contest: Contest, speeds: Array, remaining: Array) -> Array:
+def _finish_time(contest: Contest, speeds: Array, remaining: Array) -> Grant:
     from policies.finish_time import finish_time_shares
 
-    return finish_time_shares(
-        speeds,
-        contest.gpus,
-        elapsed_s=contest.elapsed_s,
-        remaining_steps=remaining,
-        capacity=contest.capacity,
-    ).fractions
+    return _granted(
+        finish_time_shares(
+            speeds,
+            contest.gpus,
+            elapsed_s=contest.elapsed_s,
+            remaining_steps=remaining,
+            capacity=contest.capacity,
+        )
+    )
 
 
-def min_total_duration(contest: Contest) -> Array:
+def min_total_duration(contest: Contest) -> Grant:
     """End the last job as early as possible, blind to speeds."""
     fastest = contest.speeds.max(axis=1)
     return _makespan(contest, contest.runs_on, contest.remaining_work / fastest)
 
 
-def min_total_duration_perf(contest: Contest) -> Array:
+def min_total_duration_perf(contest: Contest) -> Grant:
     """End the last job as early as possible."""
     return _makespan(contest, contest.speeds, contest.remaining_work)
 
 
-def _makespan(contest: Contest, speeds: Array, remaining: Array) -> Array:
+def _makespan(contest: Contest, speeds: Array, remaining: Array) -> Grant:
     from policies.makespan import min_makespan_shares
 
-    return min_makespan_shares(
-        speeds, contest.gpus, remaining_steps=remaining, capacity=contest.capacity
-    ).fractions
+    return _granted(
+        min_makespan_shares(
+            speeds, contest.gpus, remaining_steps=remaining, capacity=contest.capacity
+        )
+    )
 
 
-def max_throughput(contest: Contest) -> Array:
+def max_throughput(contest: Contest) -> Grant:
     """Do as much work as possible, each job's in units of its fastest speed."""
     from policies.throughput import max_throughput_shares
 
     fastest: Array = contest.speeds.max(axis=1)
-    return max_throughput_shares(
+    return _granted(
+        max_throughput_shares(
+            contest.speeds,
+            contest.gpus,
+            weights=np.divide(contest.weights * contest.gpus, fastest),
+            capacity=contest.capacity,
+        )
+    )
+
+
+def hierarchical(contest: Contest) -> Grant:
+    """Raise queues by weight, their jobs by weight inside."""
+    return _water(contest, contest.speeds, _tree_of(contest))
+
+
+def hierarchical_fifo(contest: Contest) -> Grant:
+    """Raise queues by weight, inside those of the highest priority first, as they came."""
+    from policies.hierarchical import in_turn
+
+    first_come = np.arange(len(contest.rows))
+    turns = in_turn(np.lexsort((first_come, -contest.priority)))
+    return _water(contest, contest.speeds, _tree_of(contest, turns))
+
+
+def _tree_of(contest: Contest, tier: NDArray[np.intp] | None = None) -> "Tree":
+    from policies.filling import Tree
+
+    tree = contest.tree
+    parent = tree.parent[: tree.root]
+    return Tree(
+        parent=np.where(parent == tree.root, -1, parent),
+        weight=np.array([tree.weight(row) for row in range(tree.root)]),
+        queue=contest.queue,
+        tier=np.zeros(len(contest.rows), np.intp) if tier is None else tier,
+    )
+
+
+def min_cost(contest: Contest) -> Grant:
+    """Do as much work per dollar as possible, each job's in units of its fastest speed."""
+    return _most_per_dollar(contest, required=None)
+
+
+def min_cost_deadlines(contest: Contest) -> Grant:
+    """Meet the deadlines that can be met, then do as much work per dollar as possible."""
+    return _most_per_dollar(contest, required=required_speeds(contest))
+
+
+def _most_per_dollar(contest: Contest, *, required: Array | None) -> Grant:
+    from policies.min_cost import most_per_dollar_shares
+
+    fastest: Array = contest.speeds.max(axis=1)
+    answer = most_per_dollar_shares(
         contest.speeds,
         contest.gpus,
         weights=np.divide(contest.weights * contest.gpus, fastest),
         capacity=contest.capacity,
-    ).fractions
+        price_usd_per_h=prices_or_alike(contest),
+        required=required,
+    )
+    missed = np.flatnonzero(answer.missed > 0).tolist()
+    return replace(
+        _granted(answer.shares), notes=dict.fromkeys(missed, "its deadline is missed")
+    )
+
+
+def prices_or_alike(contest: Contest) -> Array:
+    """Return what a GPU costs: the mean of the others where nobody said, 1 if nowhere."""
+    price = contest.price_usd_per_h
+    usual = float(price[price > 0].mean()) if (price > 0).any() else 1.0
+    return np.where(price > 0, price, usual)
+
+
+def required_speeds(contest: Contest) -> Array:
+    """Return the speed that meets each deadline; 0 without one, or where it is lost."""
+    fastest = contest.speeds.max(axis=1, initial=0.0)
+    left_s = np.where(contest.deadline_s > 0, contest.deadline_s, np.inf)
+    needed = contest.remaining_work / left_s
+    return np.where(needed <= LOST * fastest, np.minimum(needed, fastest), 0.0)

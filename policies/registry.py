@@ -127,6 +127,26 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
         "work per second, each job's by its fastest speed",
         "Gavel, OSDI '20",
     ),
+    (
+        _by_shares("hierarchical", programs.hierarchical, sees_speeds=True),
+        "speed per weight of queues, from the least up; inside, of jobs",
+        "Gavel, OSDI '20",
+    ),
+    (
+        _by_shares("hierarchical_fifo", programs.hierarchical_fifo, sees_speeds=True),
+        "speed per weight of queues, from the least up; inside, priority and arrival",
+        "Gavel, OSDI '20",
+    ),
+    (
+        _by_shares("min_cost", programs.min_cost, sees_speeds=True),
+        "work per dollar",
+        "Gavel, OSDI '20",
+    ),
+    (
+        _by_shares("min_cost_deadlines", programs.min_cost_deadlines, sees_speeds=True),
+        "deadlines, then work per dollar",
+        "Gavel, OSDI '20",
+    ),
 )
 
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy, _, _ in _LISTED}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.contest import Array, Contest, ShareProgram, arrived_at_s, contest_of
+from policies.contest import Array, Contest, Grant, ShareProgram, arrived_at_s, contest_of
 from policies.orderings import highest_priority, lower_priority
 from scheduler.core.ports import Round
 from scheduler.core.preemption import RESTART_S
@@ -209,10 +209,11 @@ class _Turn:
 def _shares(program: ShareProgram, contest: Contest) -> Array:
     """Return the program's shares, or equal ones if its numbers defeat the solver."""
     try:
-        share = program(contest)
+        answer = program(contest)
     except (ValueError, ArithmeticError):
-        share = np.full(contest.speeds.shape, np.nan)
-    if np.isfinite(share).all():
-        return share
+        answer = np.full(contest.speeds.shape, np.nan)
+    grant = answer if isinstance(answer, Grant) else Grant(fractions=answer)
+    if np.isfinite(grant.fractions).all():
+        return grant.fractions
     equal = contest.capacity / max(contest.gpus.sum(), contest.capacity.sum())
     return np.where(contest.speeds > 0, equal, 0.0)

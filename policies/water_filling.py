@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq  # type: ignore[import-untyped]
 
+from policies.filling import Filling, Tree
 from policies.level_program import Level, largest_level, shares_from
 from policies.linear_program import Array, Flags, Status, classes_of
 from policies.shares import Shares, equal_share
@@ -22,28 +23,46 @@ REACHED = 1 - 1e-8
 """The part of all requirements that counts as all: levels are exact but for that much less."""
 PRICED = 1e-5
 """The part of all prices from which a type counts as priced. Too high costs a round only."""
+ROUNDING = 1e-12
 MAX_CUTS = 60
 
 
 def water_filling_shares(
-    throughputs: Array, gpus: Array, *, weights: Array, capacity: Array
+    throughputs: Array,
+    gpus: Array,
+    *,
+    weights: Array,
+    capacity: Array,
+    tree: Tree | None = None,
 ) -> Shares:
-    """Maximise the levels of `max_min_shares` lexicographically; the least is the value."""
-    jobs = classes_of(throughputs, gpus, weights)
+    """Maximise the levels of `max_min_shares` lexicographically; the least is the value.
+
+    With a tree of queues, what rises is divided over it (see `hierarchical`), and the value is
+    the sum of all levels.
+    """
+    queues = tree or Tree.flat(len(gpus))
+    jobs = classes_of(throughputs, gpus, weights, queues.queue, queues.tier)
     speeds, gpus_of = np.where(capacity > 0, throughputs[jobs.first], 0.0), gpus[jobs.first]
-    slope = weights[jobs.first] * (speeds * equal_share(gpus, capacity)).sum(axis=1) / gpus_of
-    least = largest_level(speeds, gpus_of, capacity=capacity, slope=slope, copies=jobs.copies)
+    slope = (speeds * equal_share(gpus, capacity)).sum(axis=1) / gpus_of
+    least = largest_level(
+        speeds,
+        gpus_of,
+        capacity=capacity,
+        slope=weights[jobs.first] * slope,
+        copies=jobs.copies,
+    )
     if least.status is not Status.OPTIMAL or not np.isfinite(least.level):
         return shares_from(least, jobs.of_row, gpus=gpus, capacity=capacity)
     water = _Water(
         speeds=speeds.copy(),
         gpus=gpus_of,
         copies=jobs.copies,
+        weights=weights[jobs.first],
         capacity=capacity,
         slope=slope,
+        tree=queues.of_jobs(jobs.first),
         frozen=np.logical_not((speeds > 0).any(axis=1)),
         levels=np.zeros(len(slope)),
-        reached=least.level,
     )
     best = last = least
     # A round per type, and as many again for prices too small to tell from none.
@@ -54,7 +73,7 @@ def water_filling_shares(
         best = last if last.status is Status.OPTIMAL else best
     return Shares(
         fractions=best.fractions[jobs.of_row],
-        value=least.level,
+        value=least.level if tree is None else float(water.levels @ jobs.copies),
         status=last.status,
         prices=least.prices,
     )
@@ -67,77 +86,72 @@ class _Water:
     speeds: Array
     gpus: Array
     copies: Array
+    weights: Array
     capacity: Array
     slope: Array
+    """Per job, the speed of level 1."""
+    tree: Tree
     frozen: Flags
     levels: Array
-    reached: float
 
     def rise(self, speeds: Array) -> Level:
         """Raise the open jobs until types get a price, and freeze who needs these types.
 
-        Whether a level can be had is told by the part of its requirements that can; if not
-        all, the prices bound the level from above, which is the next to try.
+        Whether a rise can be had is told by the part of its requirements that can; if not
+        all, the prices bound it from above, which is the next to try.
         """
-        tried = float(self._full()[~self.frozen].max())
-        prices, level = None, self._solve(self.required(tried))
+        filling = self._filling()
+        tried, prices = filling.total, None
+        level = self._solve(self.levels + filling.rise(tried))
         for _ in range(MAX_CUTS):
             if level.status is not Status.OPTIMAL or level.level >= REACHED:
                 break
-            affordable = self._affordable(level.prices, tried)
+            affordable = self._affordable(filling, level.prices, tried)
             if affordable >= tried:
                 break
             tried, prices = affordable, level.prices
-            level = self._solve(self.required(tried))
+            level = self._solve(self.levels + filling.rise(tried))
+        reached = self.levels + filling.rise(tried)
         # Levels that the last digits did not allow would make the next round infeasible.
-        self.levels = self.required(tried) / self._slope_or_one() * min(level.level, 1.0)
-        self.reached = tried
-        self._freeze(speeds, prices)
+        self.levels = reached * min(level.level, 1.0)
+        self._freeze(speeds, prices, reached)
         return level
 
-    def required(self, level: float) -> Array:
-        """Return the speeds for a level: their full speed for those who reach it before."""
-        open_at = np.minimum(level, self._full())
-        return np.where(self.frozen, self.levels, open_at) * self.slope
+    def _filling(self) -> Filling:
+        full = self.speeds.max(axis=1) / np.where(self.slope > 0, self.slope, 1.0)
+        room = np.where(self.frozen, 0.0, np.maximum(full - self.levels, 0.0))
+        return Filling(self.tree, room, weights=self.weights, copies=self.copies)
 
-    def _slope_or_one(self) -> Array:
-        return np.where(self.slope > 0, self.slope, 1.0)
-
-    def _full(self) -> Array:
-        full: Array = self.speeds.max(axis=1) / self._slope_or_one()
-        return full
-
-    def _solve(self, required: Array) -> Level:
+    def _solve(self, levels: Array) -> Level:
         return largest_level(
             self.speeds,
             self.gpus,
             capacity=self.capacity,
-            slope=required,
+            slope=levels * self.slope,
             copies=self.copies,
         )
 
-    def _affordable(self, prices: Array, above: float) -> float:
-        """Return the level at which the cheapest ways cost what all GPUs are worth."""
+    def _affordable(self, filling: Filling, prices: Array, above: float) -> float:
+        """Return the rise at which the cheapest ways cost what all GPUs are worth."""
         there = float(prices @ self.capacity)
 
-        def over(level: float) -> float:
-            costs = _cheapest(self.speeds, self.gpus, prices, self.required(level))
+        def over(rise: float) -> float:
+            required = (self.levels + filling.rise(rise)) * self.slope
+            costs = _cheapest(self.speeds, self.gpus, prices, required)
             return float((self.copies * costs).sum()) - there
 
-        if over(above) <= 0 or over(self.reached) >= 0:
-            return above if over(above) <= 0 else self.reached
-        return float(brentq(over, self.reached, above, xtol=1e-14 * above, rtol=1e-13))
+        if over(above) <= 0 or over(0.0) >= 0:
+            return above if over(above) <= 0 else 0.0
+        return float(brentq(over, 0.0, above, xtol=1e-14 * above, rtol=1e-13))
 
-    def _freeze(self, speeds: Array, prices: Array | None) -> None:
+    def _freeze(self, speeds: Array, prices: Array | None, reached: Array) -> None:
         if prices is None:
             self.frozen[:] = True
             return
         worth = prices * self.capacity
         unpriced = worth < PRICED * worth.sum()
-        still = ~self.frozen & (
-            (self.speeds[:, unpriced].max(axis=1, initial=0.0) / self._slope_or_one())
-            > self.reached
-        )
+        fastest = self.speeds[:, unpriced].max(axis=1, initial=0.0)
+        still = ~self.frozen & (fastest > reached * self.slope * (1 + ROUNDING))
         newly = ~self.frozen & ~still
         self.frozen |= newly
         self.speeds[newly] = speeds[newly]

@@ -1,0 +1,123 @@
+"""Policies of shares as a configuration names them: from a snapshot to who has which GPUs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cluster_testing import Cluster, node_of
+from rounds_testing import GRAIN, fractions, play, time_on
+
+from policies.contest import Contest, contest_of
+from policies.programs import min_cost, prices_or_alike, required_speeds
+from policies.rounds import ROUND_S
+from scheduler.core.events import NodeRegistered
+
+
+def add_node(cluster: Cluster, name: str, *, gpus: int, gpu_type: str, price: float) -> None:
+    node = replace(node_of(name, gpus=gpus, gpu_type=gpu_type), price_usd_per_h=price)
+    cluster.accept(NodeRegistered(at_s=cluster.now_s, node=node))
+
+
+def contest(cluster: Cluster) -> Contest:
+    return contest_of(cluster.snapshot())
+
+
+class TestContest:
+    def test_a_gpu_costs_the_mean_over_nodes_that_have_a_price(self) -> None:
+        cluster = Cluster("min_cost")
+        for name, price in (("a", 8.0), ("b", 4.0), ("c", 0.0)):
+            add_node(cluster, name, gpus=4, gpu_type="V100", price=price)
+        add_node(cluster, "k", gpus=2, gpu_type="K80", price=0.0)
+        cluster.submit("job", gpus=1)
+        assert contest(cluster).gpu_types == ("K80", "V100")
+        assert contest(cluster).price_usd_per_h.tolist() == [0.0, 1.5]
+        assert prices_or_alike(contest(cluster)).tolist() == [1.5, 1.5]
+
+    def test_who_misses_a_deadline_anyway_requires_nothing(self) -> None:
+        cluster = Cluster("min_cost_deadlines", now_s=1000.0)
+        cluster.add_nodes(1, gpus=4, gpu_type="V100")
+        about = {"gpus": 1, "total_work": 100.0, "throughputs": (("V100", 1.0),)}
+        for name, deadline_at_s in (
+            ("soon", 1200.0),
+            ("just", 1095.0),
+            ("lost", 1050.0),
+            ("past", 900.0),
+            ("none", 0.0),
+        ):
+            cluster.submit(name, deadline_at_s=deadline_at_s, **about)
+        assert required_speeds(contest(cluster)).tolist() == [0.5, 1.0, 0.0, 0.0, 0.0]
+
+    def test_nobody_loses_time_who_does_not_run(self) -> None:
+        cluster = Cluster("min_cost")
+        cluster.add_nodes(1, gpus=1, gpu_type="V100")
+        for name in ("runs", "waits"):
+            cluster.submit(name, gpus=1)
+        cluster.settle()
+        cluster.advance(100.0)
+        assert contest(cluster).loss_s.tolist() == [130.0, 0.0]
+
+
+class TestHierarchical:
+    @pytest.mark.parametrize("name", ["hierarchical", "hierarchical_fifo"])
+    def test_queues_share_by_weight_whoever_has_more_jobs(self, name: str) -> None:
+        cluster = Cluster(name, now_s=10 * ROUND_S)
+        cluster.add_nodes(1, gpus=2, gpu_type="V100")
+        cluster.put_queue("large", weight=1.0)
+        cluster.put_queue("small", weight=1.0)
+        for i in range(4):
+            cluster.submit(f"large-{i}", gpus=1, queue="large", checkpoint_interval_s=60)
+        for i in range(2):
+            cluster.submit(f"small-{i}", gpus=1, queue="small", checkpoint_interval_s=60)
+        begin_s = cluster.now_s
+        play(cluster, 40)
+        small = fractions(cluster, "small-0", "small-1", since_s=begin_s)
+        assert sum(small) == pytest.approx(1.0, abs=2 * GRAIN)
+        cluster.validate()
+
+    def test_inside_the_first_comes_first(self) -> None:
+        cluster = Cluster("hierarchical_fifo", now_s=10 * ROUND_S)
+        cluster.add_nodes(1, gpus=2, gpu_type="V100")
+        for i, priority in enumerate((0, 0, 1)):
+            cluster.submit(f"job-{i}", gpus=1, priority=priority, checkpoint_interval_s=60)
+        play(cluster, 20)
+        assert time_on(cluster, "job-1")["V100"] < time_on(cluster, "job-0")["V100"]
+        assert time_on(cluster, "job-0")["V100"] <= time_on(cluster, "job-2")["V100"]
+
+
+class TestCost:
+    def test_jobs_run_where_a_dollar_buys_most(self) -> None:
+        cluster = Cluster("min_cost", now_s=10 * ROUND_S)
+        add_node(cluster, "k", gpus=2, gpu_type="K80", price=0.2)
+        add_node(cluster, "v", gpus=2, gpu_type="V100", price=2.0)
+        speeds = {
+            "steep": (("K80", 1.0), ("V100", 20.0)),
+            "flat": (("K80", 1.0), ("V100", 2.0)),
+        }
+        for name, throughputs in speeds.items():
+            cluster.submit(name, gpus=1, throughputs=throughputs, checkpoint_interval_s=60)
+        play(cluster, 3)
+        assert cluster.nodes_of("steep") == ["v"]
+        assert cluster.nodes_of("flat") == ["k"]
+
+    def test_a_deadline_buys_the_faster_type(self) -> None:
+        cluster = Cluster("min_cost_deadlines", now_s=10 * ROUND_S)
+        add_node(cluster, "k", gpus=1, gpu_type="K80", price=0.2)
+        add_node(cluster, "v", gpus=1, gpu_type="V100", price=2.0)
+        about = {"throughputs": (("K80", 1.0), ("V100", 4.0)), "checkpoint_interval_s": 60}
+        now_s = cluster.now_s
+        cluster.submit(
+            "due", gpus=1, total_work=40_000.0, deadline_at_s=now_s + 10_500.0, **about
+        )
+        play(cluster, 3)
+        assert cluster.nodes_of("due") == ["v"]
+
+    def test_prices_of_a_program_are_per_type(self) -> None:
+        cluster = Cluster("min_cost")
+        add_node(cluster, "v", gpus=1, gpu_type="V100", price=2.0)
+        for i in range(2):
+            cluster.submit(f"job-{i}", gpus=1)
+        grant = min_cost(contest(cluster))
+        assert grant.is_solved
+        assert grant.prices is not None
+        # One more GPU does the work of one more job, at half a job per dollar.
+        np.testing.assert_allclose(grant.prices, [0.5])
