@@ -54,6 +54,7 @@ from scheduler.core.model import (
 from scheduler.core.plan import Accepted, Outcome, Plan
 from scheduler.core.ports import Backfilling
 from scheduler.core.records import JobRecord
+from scheduler.core.topology import DEFAULT_LEVELS
 
 Pick = Callable[[Sequence[Any]], Any]
 
@@ -70,9 +71,15 @@ def random_node(pick: Pick, name: str) -> Node:
         gpu_memory_mib=pick([1000, 999]),
         cpus=pick([8, 4, 1]),
         memory_mib=pick([1000, 100]),
-        labels=pick([{}, {"zone": "x"}]),
+        labels=pick([{}, {"zone": "x"}]) | random_place(pick),
         taints=[taint] if pick(MAYBE) and pick(MAYBE) else [],
     )
+
+
+def random_place(pick: Pick) -> dict[str, str]:
+    zone, rack = (level.label for level in DEFAULT_LEVELS if level.name in {"zone", "rack"})
+    in_rack = {zone: "a", rack: pick("001")}
+    return pick([{}, in_rack, in_rack, {zone: pick("ab")}])
 
 
 def random_role(pick: Pick, name: str) -> Role:
@@ -114,6 +121,9 @@ def random_spec(pick: Pick, others: Sequence[JobId]) -> JobSpec:
         start_after_s=pick([0.0, 0.0, 0.0, 1030.0]),
         array_size=pick([0, 0, 0, 0, 1, 3]),
         suspended=pick(MAYBE) and pick(MAYBE),
+        topology_required=pick(["", "", "", "", "", "", "rack", "zone", "host"]),
+        topology_preferred=pick(["", "", "rack"]),
+        topology_balanced=pick(MAYBE),
         dependencies=tuple(
             Dependency(on=pick(others), kind=pick(list(DependencyKind)))
             for _ in range(n_dependencies)
@@ -184,6 +194,9 @@ class Chaos:
         self.final[record.id] = (record, pickle.dumps(record))
 
     def _check_starts(self, outcome: Accepted) -> None:
+        for job in {start.job.id: start.job for start in outcome.starts}.values():
+            nodes = {s.task.node for s in outcome.starts if s.job.id == job.id}
+            self._check_topology(job.spec.topology_required, nodes)
         for start in outcome.starts:
             assert start.task.id not in self.bound
             self.bound.add(start.task.id)
@@ -191,6 +204,21 @@ class Chaos:
             assert start.master_address
             for dependency in self.waits_for[start.job.id]:
                 self._check_dependency(dependency)
+
+    def _check_topology(self, level: str, names: set[NodeName]) -> None:
+        """Tasks that start together are in one domain of the level that is required."""
+        if not level:
+            return
+        self.counts["required"] += 1
+        if level == "host":
+            assert len(names) == 1
+            return
+        views = [self.engine.node(name) for name in names]
+        labels = [dict(view.node.labels) for view in views if view is not None]
+        above = [other.label for other in DEFAULT_LEVELS]
+        above = above[: [other.name for other in DEFAULT_LEVELS].index(level) + 1]
+        assert len({tuple(labels_of.get(key) for key in above) for labels_of in labels}) == 1
+        assert all(above[-1] in labels_of for labels_of in labels)
 
     def _check_dependency(self, dependency: Dependency) -> None:
         elements = self.elements.get(dependency.on, (dependency.on,))

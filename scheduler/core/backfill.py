@@ -14,6 +14,8 @@ that stand in its way on the nodes where fewest do are assumed to end, and nobod
 may start where it will. Every end among them brings the job closer and no start sets it back.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from scheduler.core.draft import Booked, Draft, Promise, Space
@@ -28,8 +30,10 @@ from scheduler.core.placement import (
     places_of,
 )
 from scheduler.core.ports import Backfilling, Policy
+from scheduler.core.preemption import cheapest_subtrees
 from scheduler.core.profile import Profile
 from scheduler.core.snapshot import BoolColumn, FloatColumn, Rows
+from scheduler.core.subtrees import subtrees
 
 TRIES = 64
 """Gangs for which a cycle looks into the future, about 10 ms each on 5,000 nodes."""
@@ -166,7 +170,7 @@ class Backfill:
 
 def _musts(wants: tuple[Want, ...]) -> tuple[Want, ...]:
     """Return the tasks without which the gang does not start."""
-    return tuple(Want(w.role, w.shape, must=w.must, may=()) for w in wants if w.must)
+    return tuple(replace(want, may=()) for want in wants if want.must)
 
 
 class _Claims:
@@ -201,9 +205,26 @@ class _Claims:
         self, wants: tuple[Want, ...], others: list[Booked]
     ) -> tuple[Space, list[Member]] | None:
         """Return books on which enough tasks have ended, and the places of the gang there."""
-        held = self._holdings()
         space = self._draft.copy_of_later()
         space.take_again(others)
+        domain = subtrees(space, wants[0].near) if wants[0].near is not None else None
+        if domain is None:
+            return self._on_books(wants, space)
+        needs = [(want, len(want.must)) for want in wants]
+        for _, nodes in cheapest_subtrees(self._holdings(), space, needs, domain):
+            space = self._draft.copy_of_later()
+            space.take_again(others)
+            with space.focused(nodes):
+                found = self._on_books(wants, space)
+            if found is not None:
+                return found
+        return None
+
+    def _on_books(
+        self, wants: tuple[Want, ...], space: Space
+    ) -> tuple[Space, list[Member]] | None:
+        """Return the books once enough tasks there have ended, and the places of the gang."""
+        held = self._holdings()
         orders = [exodus(held, space, want.shape, len(want.must)) for want in wants]
         found = [order for order in orders if order is not None]
         if len(found) < len(orders):

@@ -22,6 +22,7 @@ from scheduler.core.snapshot import (
     Rows,
     memory_of_fraction_mib,
 )
+from scheduler.core.topology import cliques_of
 
 Devices = tuple[int, ...]
 
@@ -103,23 +104,49 @@ def give_all(nodes: NodeColumns, tasks: Tasks) -> list[int]:
     return changed
 
 
-def choose_devices(nodes: NodeColumns, row: int, shape: Shape) -> tuple[int, ...] | None:
+def choose_devices(
+    nodes: NodeColumns, row: int, shape: Shape, among: Devices | None = None
+) -> Devices | None:
     """Return the devices that one more task gets on the node, or None if they do not suffice.
 
-    Whole devices: the first free ones. A fraction: the device with the least left that still
-    suffices, so that whole devices stay whole; ties go to the first.
+    Whole devices: the first free ones, linked ones if there are enough. A fraction: the device
+    with the least left that still suffices, so that whole devices stay whole; ties go to the
+    first. Only those `among` the given ones, if any are.
     """
     if shape.gpus:
-        whole = np.flatnonzero(nodes.device_free[row] == MILLI)[: shape.gpus]
-        return tuple(whole.tolist()) if len(whole) == shape.gpus else None
+        whole = np.flatnonzero(nodes.device_free[row] == MILLI).tolist()
+        if among is not None:
+            whole = [device for device in whole if device in among]
+        if len(whole) < shape.gpus:
+            return None
+        if nodes.nodes[row].nvlink:
+            return _linked(cliques_of(nodes.nodes[row]), whole, shape.gpus)
+        return tuple(whole[: shape.gpus])
     if shape.gpu_milli:
         memory_mib = memory_of_fraction_mib(shape, int(nodes.device_memory_mib[row]))
         left = nodes.device_free[row]
         fits = (left >= shape.gpu_milli) & (nodes.device_memory_free[row] >= memory_mib)
+        if among is not None:
+            fits &= np.isin(np.arange(len(left)), among)
         if not fits.any():
             return None
         return (int(np.where(fits, left, MILLI + 1).argmin()),)
     return ()
+
+
+def _linked(cliques: Sequence[Devices], whole: Sequence[int], n_devices: int) -> Devices:
+    """Return so many of the whole devices, from the smallest clique that has them.
+
+    If none has, from as few cliques as possible.
+    """
+    free = [[device for device in clique if device in whole] for clique in cliques]
+    enough = [devices for devices in free if len(devices) >= n_devices]
+    if enough:
+        return tuple(min(enough, key=len)[:n_devices])
+    found: list[int] = []
+    for devices in sorted(free, key=len, reverse=True):
+        found += devices[: n_devices - len(found)]
+    return tuple(sorted(found))
 
 
 def can_take(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...]) -> bool:

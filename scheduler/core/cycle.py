@@ -134,7 +134,7 @@ class _Cycle:
             policy = replace(policy, order=order, may_preempt=may_preempt)
         self._snapshot = snapshot
         self._policy = policy
-        self._draft = Draft(snapshot, policy.score)
+        self._draft = Draft(snapshot, policy.score, policy.levels)
         self._preemption = Preemption(
             self._draft, policy.may_preempt, are_equals_alike=self._round is None
         )
@@ -339,7 +339,7 @@ class _Cycle:
         members = start_now(self._draft, row, wants)
         if isinstance(members, Shortfall):
             return members
-        self._placements.append(placement_of(self._snapshot, row, members))
+        self._placements.append(placement_of(self._snapshot, row, members, self._policy.levels))
         if self._quotas is not None:
             self._quotas.book(row, members, is_now=True)
         return None

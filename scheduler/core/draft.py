@@ -11,7 +11,8 @@ the least that is free until then. `enter` chooses the tier that the next job se
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +31,13 @@ from scheduler.core.snapshot import (
     Rows,
     Snapshot,
 )
+from scheduler.core.topology import Levels, Tree
 
 NO = -np.inf
 """The score of a node that does not fit."""
+
+WITHOUT_END = 1 << 40
+"""Copies of a shape that asks for nothing."""
 
 SHAPES_KEPT = 512
 """Shapes whose scores a space remembers; at 10,000 nodes 45 MiB."""
@@ -47,6 +52,8 @@ class _Candidates:
     allowed: BoolColumn  # [N] open, and the shape could ever go there
     score: FloatColumn  # [N]
     n_seen: int
+    copies: IntColumn | None = None  # [N] how many fit, as of `n_counted` changes
+    n_counted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +101,10 @@ class _Tier:
 class Space:
     """One set of books over all nodes."""
 
-    def __init__(self, nodes: NodeColumns, score: NodeScore) -> None:
+    def __init__(self, nodes: NodeColumns, score: NodeScore, levels: Levels = ()) -> None:
         self.nodes = nodes.for_draft()
+        self._levels = levels
+        self._focus: BoolColumn | None = None
         self._open = nodes.is_open()
         self._score = score
         self._choose_devices = (
@@ -106,56 +115,118 @@ class Space:
         self.version = [0] * len(nodes.nodes)  # changes of each row
         self._candidates: dict[Shape, _Candidates] = {}
 
+    @property
+    def tree(self) -> Tree:
+        """Where the nodes are."""
+        return self.nodes.tree(self._levels)
+
+    @contextmanager
+    def focused(self, rows: BoolColumn | None) -> Iterator[None]:
+        """See no other nodes than these for a while; None: all."""
+        before = self._focus
+        if rows is not None:
+            self._focus = rows if before is None else before & rows
+        try:
+            yield
+        finally:
+            self._focus = before
+
     def best(self, shape: Shape) -> int | None:
         """Return the row of the best node that can take one more such task now."""
-        score = self._scores(shape)
+        score = self.scores(shape)
         if not len(score):
             return None
         row = int(score.argmax())
         return None if score[row] == NO else row
 
+    def scores(self, shape: Shape) -> FloatColumn:
+        """Return the score of every node for one more such task, `NO` where it does not fit."""
+        score = self._scores(shape)
+        return score if self._focus is None else np.where(self._focus, score, NO)
+
     def could_take(self, shape: Shape) -> BoolColumn:
         """Return which nodes are open and could take such a task if they were empty enough."""
         could: BoolColumn = self._open & self.nodes.static_fit(shape)
-        return could
+        return could if self._focus is None else could & self._focus
 
     def fits(self, row: int, shape: Shape) -> bool:
         """Return whether the node could take one more such task now."""
-        return bool(self._scores(shape)[row] > NO)
+        return bool(self.scores(shape)[row] > NO)
 
     def n_fit(self, shape: Shape) -> int:
         """Return how many nodes could take one more such task now."""
-        return int(np.count_nonzero(self._scores(shape) > NO))
+        return int(np.count_nonzero(self.scores(shape) > NO))
 
     def room(self, shape: Shape) -> int:
         """Return how many more such tasks fit."""
-        rows = np.flatnonzero(self._scores(shape) > NO)
-        if not len(rows):
-            return 0
+        return int(self.copies(shape).sum())
+
+    def copies(self, shape: Shape) -> IntColumn:
+        """Return how many more such tasks fit on each node."""
+        score = self._scores(shape)
+        known = self._candidates[shape]
+        if known.copies is None:
+            known.copies = np.zeros(len(score), np.int64)
+            self._count(known, np.flatnonzero(known.allowed))
+        else:
+            changed = np.array(sorted(set(self._changed[known.n_counted :])), np.intp)
+            self._count(known, changed)
+        known.n_counted = len(self._changed)
+        return known.copies if self._focus is None else np.where(self._focus, known.copies, 0)
+
+    def _count(self, known: _Candidates, rows: Rows) -> None:
+        assert known.copies is not None
+        known.copies[rows] = 0
+        rows = rows[known.score[rows] > NO]
+        if len(rows):
+            known.copies[rows] = self._copies(known.shape, rows)
+
+    def copies_among(self, shape: Shape, devices: BoolColumn) -> IntColumn:
+        """Return how many more such tasks fit on each node with these of its devices only."""
+        rows = np.flatnonzero(self.scores(shape) > NO)
+        copies = np.zeros(len(self.nodes.nodes), np.int64)
+        copies[rows] = self._copies(shape, rows, devices)
+        return copies
+
+    def _copies(self, shape: Shape, rows: Rows, devices: BoolColumn | None = None) -> IntColumn:
         free = self.nodes.free[rows]
-        copies = np.full(len(rows), np.iinfo(np.int64).max)
+        # A shape that asks for nothing fits without end; sums must not overflow.
+        copies = np.full(len(rows), WITHOUT_END)
         if shape.cpu_milli:
             copies = np.minimum(copies, free[:, CPU] // shape.cpu_milli)
         if shape.memory_mib:
             copies = np.minimum(copies, free[:, MEMORY] // shape.memory_mib)
         if shape.gpus:
-            copies = np.minimum(copies, free[:, GPUS] // shape.gpus)
+            whole = free[:, GPUS]
+            if devices is not None:
+                is_whole = self.nodes.device_free[rows] == MILLI
+                whole = np.count_nonzero(is_whole & devices[rows], axis=1)
+            copies = np.minimum(copies, whole // shape.gpus)
         if shape.gpu_milli:
             per_device = self.nodes.device_free[rows] // shape.gpu_milli
             memory_mib = self._memory_mib(shape, rows)
             in_memory = self.nodes.device_memory_free[rows] // np.maximum(memory_mib, 1)
             per_device = np.where(memory_mib, np.minimum(per_device, in_memory), per_device)
+            if devices is not None:
+                per_device = np.where(devices[rows], per_device, 0)
             copies = np.minimum(copies, per_device.sum(axis=1))
-        # A shape that asks for nothing fits without end; the sum must not overflow.
-        return int(np.minimum(copies, 1 << 40).sum())
+        return copies
 
-    def place(self, shape: Shape, row: int | None = None) -> Spot | None:
-        """Book the best place for one task, or one on that row; return None if it is full."""
+    def place(
+        self, shape: Shape, row: int | None = None, among: tuple[int, ...] | None = None
+    ) -> Spot | None:
+        """Book the best place for one task, or one on that row; return None if it is full.
+
+        With `among`, only these devices of the row are taken.
+        """
         if row is None:
             row = self.best(shape)
         if row is None:
             return None
-        devices = self._choose_devices(self.nodes, row, shape)
+        if among is None:
+            devices = self._choose_devices(self.nodes, row, shape)
+        else:
+            devices = capacity.choose_devices(self.nodes, row, shape, among)
         if devices is None:
             return None
         self.take(row, shape, devices)
@@ -235,7 +306,7 @@ class Space:
                 need=np.array(
                     [shape.cpu_milli, shape.memory_mib, shape.gpus, shape.gpu_milli], np.int64
                 ),
-                allowed=self.could_take(shape),
+                allowed=self._open & self.nodes.static_fit(shape),
                 score=np.full(len(self.nodes.nodes), NO),
                 n_seen=len(self._changed),
             )
@@ -281,10 +352,11 @@ class Space:
 class Draft:
     """A snapshot plus tentative decisions."""
 
-    def __init__(self, snapshot: Snapshot, score: NodeScore) -> None:
+    def __init__(self, snapshot: Snapshot, score: NodeScore, levels: Levels = ()) -> None:
         self.snapshot = snapshot
         self._score = score
-        self._tiers = [_Tier(Space(snapshot.nodes, score))]
+        self._levels = levels
+        self._tiers = [_Tier(self._books(snapshot.nodes))]
         self._tier = 0  # the one in force
         self._end_s = np.inf  # when the job that is served is expected to leave
         self.promises: list[Promise] = []  # by their start
@@ -297,6 +369,9 @@ class Draft:
             tasks = snapshot.jobs.tasks[row]
             stopping = [task for task in tasks if task.phase is TaskPhase.STOPPING]
             self.release(self.open_later(), int(row), stopping)
+
+    def _books(self, nodes: NodeColumns) -> Space:
+        return Space(nodes, self._score, self._levels)
 
     @property
     def now(self) -> Space:
@@ -312,7 +387,7 @@ class Draft:
         """Return the later books, opening them if nothing has been asked to stop yet."""
         for tier in self._tiers:
             if tier.later is None:
-                tier.later = Space(tier.now.nodes, self._score)
+                tier.later = self._books(tier.now.nodes)
         later = self.later
         assert later is not None
         return later
@@ -320,7 +395,7 @@ class Draft:
     def copy_of_later(self) -> Space:
         """Return books without promises, as of later, that nobody else sees."""
         least = self._tiers[0]
-        return Space((least.later or least.now).nodes, self._score)
+        return self._books((least.later or least.now).nodes)
 
     # Promises
 
@@ -340,8 +415,8 @@ class Draft:
                     other.books.take(place.node, place.shape, place.devices)
         self.promises.insert(position, promise)
         below = self._tiers[position]
-        later = below.later and Space(below.later.nodes, self._score)
-        self._tiers.insert(position + 1, _Tier(Space(below.now.nodes, self._score), later))
+        later = below.later and self._books(below.later.nodes)
+        self._tiers.insert(position + 1, _Tier(self._books(below.now.nodes), later))
         self._derive(promise.nodes, above=position)
 
     @property

@@ -205,6 +205,49 @@ def _cheapest(
     return rank, min(n_items, len(gain))
 
 
+def subtree_prices(
+    held: Holdings, space: Space, shape: Shape, n_wanted: int, domain: IntColumn
+) -> FloatColumn:
+    """Return by domain of the nodes what room for so many tasks in it costs; inf: impossible.
+
+    Holders on a node go in the order of the table. An estimate: the last gain counts in part.
+    """
+    n_domains = int(domain.max(initial=-1)) + 1
+    could = space.could_take(shape) & (domain >= 0)
+    free = free_of(space)
+    n_free = np.where(could, copies_of(free, shape), 0)
+    lacking = n_wanted - np.bincount(domain[could], n_free[could], n_domains)
+    prices = np.where(lacking <= 0, 0.0, np.inf)
+    kept = could[held.node]
+    node, cost, amount = held.node[kept], (held.cost * held.share)[kept], held.amount[kept]
+    if not len(node):
+        return prices
+    begins = run_starts(node)
+    start = np.maximum.accumulate(np.where(begins, np.arange(len(node)), 0))
+    gone = np.cumsum(amount, axis=0)
+    gone -= gone[start] - amount[start]
+    copies = copies_of(free[node] + gone, shape)
+    gain = copies - np.where(begins, n_free[node], np.roll(copies, 1))
+    items = np.flatnonzero(gain > 0)
+    total = np.cumsum(cost)
+    spent = (total - (total[start] - cost[start]))[items]
+    first = run_starts(start[items])
+    price = (spent - np.where(first, 0.0, np.roll(spent, 1))) / gain[items]
+    of = domain[node[items]]
+    order = np.lexsort((price, of))
+    of, price, gain = of[order], price[order], gain[items][order]
+    if not len(of):
+        return prices
+    starts = np.flatnonzero(run_starts(of))
+    start = np.repeat(starts, np.diff(np.append(starts, len(of))))
+    n_gained = np.cumsum(gain)
+    n_gained -= n_gained[start] - gain[start]
+    used = np.clip(lacking[of] - (n_gained - gain), 0, gain)
+    sums = np.bincount(of, used * price, n_domains)
+    gained = np.bincount(of, gain, n_domains)
+    return np.where(lacking <= 0, 0.0, np.where(gained >= lacking, sums, np.inf))
+
+
 def most_tasks(held: Holdings, space: Space, shape: Shape) -> int:
     """Return how many such tasks would fit without any of the holders, at the very most."""
     free = free_of(space)

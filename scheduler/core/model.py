@@ -205,6 +205,9 @@ class JobSpec:
     throughputs: tuple[tuple[str, float], ...] = ()  # see `speed_on`; sorted by GPU type
     deadline_at_s: float = 0.0  # epoch seconds by which it should have ended; 0: none
     total_work: float = 0.0  # in units of throughput x seconds; 0: unknown
+    topology_required: str = ""  # level of which one domain holds all tasks; empty: none
+    topology_preferred: str = ""  # level of which as few domains as possible do
+    topology_balanced: bool = False  # spread evenly over as few domains as hold them
 
     @property
     def n_tasks(self) -> int:
@@ -296,6 +299,7 @@ class Node:
     address: str = "127.0.0.1"  # where the tasks of a gang reach rank 0
     pool: str = ""  # of interchangeable nodes that it belongs to; empty: none
     price_usd_per_h: float = 0.0  # of the whole node
+    nvlink: tuple[tuple[int, ...], ...] = ()  # devices linked directly; empty: all of them
 
 
 class QueuePreemption(StrEnum):

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from scheduler.core.draft import Draft, Place, Space, Spot
 from scheduler.core.model import JobPhase, Shape, TaskId
 from scheduler.core.plan import Bind, Placement
-from scheduler.core.snapshot import PHASE_CODE, Snapshot
+from scheduler.core.snapshot import PHASE_CODE, IntColumn, Snapshot
+from scheduler.core.subtrees import Ask, Lack, fits_near, place_near
+from scheduler.core.topology import ROOT, Levels, Near
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class Want:
     shape: Shape
     must: tuple[int, ...]
     may: tuple[int, ...]
+    near: Near | None = None  # of the whole job
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class Shortfall:
 
     want: Want
     n_placed: int
+    level: str = ""  # of the topology, one domain of which must hold all tasks
+    why: str = ""  # what else was in the way, for people
 
 
 def wants_of(snapshot: Snapshot, row: int) -> tuple[Want, ...]:
@@ -49,16 +54,20 @@ def wants_of(snapshot: Snapshot, row: int) -> tuple[Want, ...]:
                 role.shape,
                 must=tuple(range(role.min_count)),
                 may=tuple(range(role.min_count, role.count)),
+                near=role.near,
             )
             for role in gang
         )
-    live = {(task.id.role, task.id.index) for task in snapshot.jobs.tasks[row]}
+    tasks = snapshot.jobs.tasks[row]
+    live = {(task.id.role, task.id.index) for task in tasks}
+    beside = snapshot.nodes.row_of[tasks[0].node] if tasks else -1
     return tuple(
         Want(
             role.name,
             role.shape,
             must=(),
             may=tuple(i for i in range(role.count) if (role.name, i) not in live),
+            near=role.near and replace(role.near, beside=beside),
         )
         for role in gang
     )
@@ -76,6 +85,8 @@ def place_gang(space: Space, wants: tuple[Want, ...]) -> list[Member] | Shortfal
 
     Books nothing and returns the shortfall if one that must does not fit, or if nothing fits.
     """
+    if wants[0].near is not None:
+        return _place_near(space, wants, wants[0].near)
     members: list[Member] = []
     for want in wants:
         n_must = len(want.must)
@@ -97,8 +108,25 @@ def place_gang(space: Space, wants: tuple[Want, ...]) -> list[Member] | Shortfal
     return members or Shortfall(next((want for want in wants if want.may), wants[0]), 0)
 
 
+def _place_near(space: Space, wants: tuple[Want, ...], near: Near) -> list[Member] | Shortfall:
+    found = place_near(space, _asks(wants), near)
+    if isinstance(found, Lack):
+        return Shortfall(wants[found.ask], found.n_placed, found.level, found.why)
+    return [
+        Member(want, index, spot)
+        for want, spots in zip(wants, found, strict=True)
+        for index, spot in zip((*want.must, *want.may), spots, strict=False)
+    ]
+
+
+def _asks(wants: tuple[Want, ...]) -> list[Ask]:
+    return [Ask(want.shape, len(want.must), len(want.may)) for want in wants]
+
+
 def could_place(space: Space, wants: tuple[Want, ...]) -> bool:
     """Return whether `place_gang` would succeed; books nothing."""
+    if wants and wants[0].near is not None:
+        return fits_near(space, _asks(wants), wants[0].near)
     musts = [want for want in wants if want.must]
     if len(musts) == 1:
         # Tasks of one shape do not get in each other's way: counting is exact, and faster.
@@ -140,18 +168,21 @@ def hold_later(draft: Draft, row: int, wants: tuple[Want, ...]) -> list[Member] 
     return members
 
 
-def placement_of(snapshot: Snapshot, row: int, members: list[Member]) -> Placement:
+def placement_of(
+    snapshot: Snapshot, row: int, members: list[Member], levels: Levels = ()
+) -> Placement:
     """Return the placement of a job row, its tasks numbered.
 
-    Ranks follow the roles, and within a role the nodes, so that neighbours in rank are
+    Ranks follow the roles, and within a role the topology, so that neighbours in rank are
     neighbours in place. A service's replica keeps its own index as its rank.
     """
+    tree = snapshot.nodes.tree(levels)
     job = snapshot.job_at(row)
     attempt = int(snapshot.jobs.attempt[row]) + 1
     nodes = snapshot.nodes.nodes
     is_gang = snapshot.jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]
     if len(members) > 1 and is_gang:
-        members = _in_node_order(members)
+        members = _along(tree.position, members)
     binds = tuple(
         Bind(
             task=TaskId(job.id, member.want.role, member.index, attempt),
@@ -162,10 +193,17 @@ def placement_of(snapshot: Snapshot, row: int, members: list[Member]) -> Placeme
         for rank, member in enumerate(members)
     )
     world_size = len(members) if is_gang else job.spec.n_tasks
-    return Placement(job_id=job.id, binds=binds, world_size=world_size)
+    near = members[0].want.near
+    required = tree.number(near.required) if near is not None else ROOT
+    return Placement(
+        job_id=job.id,
+        binds=binds,
+        world_size=world_size,
+        together=tree.labels(required) if required not in (None, ROOT) else (),
+    )
 
 
-def _in_node_order(members: list[Member]) -> list[Member]:
+def _along(position: IntColumn, members: list[Member]) -> list[Member]:
     """Return the members by role, indices handed out again along the nodes."""
     by_role: dict[str, list[Member]] = {}
     for member in members:
@@ -173,6 +211,6 @@ def _in_node_order(members: list[Member]) -> list[Member]:
     ordered = []
     for role_members in by_role.values():
         indices = sorted(member.index for member in role_members)
-        places = sorted(role_members, key=lambda m: (m.spot.row, m.spot.devices))
+        places = sorted(role_members, key=lambda m: (position[m.spot.row], m.spot.devices))
         ordered += [Member(m.want, i, m.spot) for i, m in zip(indices, places, strict=True)]
     return ordered

@@ -28,6 +28,7 @@ class Cause(StrEnum):
     MEMORY = "memory"
     # of a job
     GANG = "gang"  # single tasks fit, the whole gang does not
+    TOPOLOGY = "topology"  # the whole gang fits, but not in one domain of a level
     NO_NODES = "no_nodes"
     DEPENDENCY = "dependency"
     START_AFTER = "start_after"
@@ -99,6 +100,7 @@ class Placement:
     job_id: JobId
     binds: tuple[Bind, ...]
     world_size: int
+    together: tuple[str, ...] = ()  # node labels on which all its nodes must agree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

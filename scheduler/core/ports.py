@@ -15,6 +15,7 @@ from scheduler.core.events import Event
 from scheduler.core.model import Shape, Task
 from scheduler.core.plan import Accepted, Start
 from scheduler.core.snapshot import NodeColumns, Snapshot
+from scheduler.core.topology import DEFAULT_LEVELS, Levels
 
 Rows = NDArray[np.intp]
 """Row numbers of a table, one-dimensional."""
@@ -115,6 +116,8 @@ class Policy:
     places are kept for it that smaller jobs would take again and again."""
     starvation_s: float = 86_400.0
     """How long a gang waits at most before places are kept for it whatever others promised."""
+    levels: Levels = DEFAULT_LEVELS
+    """Of the topology, above the node."""
 
 
 class Executor(Protocol):

@@ -5,12 +5,13 @@ reprieve: from the dearest on, every victim that turns out not to be needed is s
 of one task the first offer is the optimum. What does not help is never stopped.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from scheduler.core.draft import Draft, Space, Spot
-from scheduler.core.holdings import Holdings, holdings_of, most_tasks
+from scheduler.core.holdings import Holdings, holdings_of, most_tasks, subtree_prices
 from scheduler.core.model import MILLI, Shape, Task
 from scheduler.core.offers import Offers
 from scheduler.core.placement import (
@@ -22,7 +23,9 @@ from scheduler.core.placement import (
     undo,
 )
 from scheduler.core.ports import PreemptionRule
-from scheduler.core.snapshot import CPU, FloatColumn, Snapshot
+from scheduler.core.snapshot import CPU, BoolColumn, FloatColumn, IntColumn, Snapshot
+from scheduler.core.subtrees import subtrees
+from scheduler.core.topology import NVLINK
 
 RESTART_S = 30.0
 """What a restart costs a job besides the work it lost: start-up and loading a checkpoint."""
@@ -36,8 +39,14 @@ LOOKS_PER_CYCLE = 20_000
 OFFERS_KEPT = 128
 """Sets of offers remembered within a cycle; at 10,000 nodes 20 MiB."""
 
-Right = tuple[int, int, int]
-"""Gang, queue and priority: jobs of equal right may stop the same others for the same need."""
+SUBTREES_TRIED = 8
+"""Subtrees in which room is looked for, the cheapest by estimate first."""
+
+ANYWHERE = -1
+
+Right = tuple[int, int, int, int]
+"""Gang, queue and priority: jobs of equal right may stop the same others for the same need.
+The last number is that of the subtree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +83,57 @@ class Preemption:
         right = (int(jobs.gang[row]), int(jobs.queue[row]), int(jobs.priority[row]))
         if not self._are_equals_alike:
             right = (row, -1, -1)
-        needs = _needs(wants)
         if self._n_looks >= LOOKS_PER_CYCLE:
             return []
-        markets = [self._market(row, right, want, n_tasks) for want, n_tasks in needs]
-        if None in markets:
-            return []
         space = self._draft.open_later()
-        gone = self._accept_offers(space, needs, [m for m in markets if m is not None])
-        if sum(n_tasks for _, n_tasks in needs) > 1:
-            gone = self._reprieve(space, wants, gone)
+        gone: list[Victim] = []
+        for number, nodes in self._subtrees(space, row, wants):
+            with space.focused(nodes):
+                gone = self._search(space, row, wants, right=(*right, number))
+            if gone:
+                break
         if gone:
             self._draft.note_ends((victim.row, victim.tasks) for victim in gone)
             held = hold_later(self._draft, row, wants)
             assert not isinstance(held, Shortfall)
         return gone
+
+    def _subtrees(
+        self, space: Space, row: int, wants: tuple[Want, ...]
+    ) -> Iterable[tuple[int, BoolColumn | None]]:
+        """Return the nodes among which room may be made, the cheapest subtree first."""
+        domain = subtrees(space, wants[0].near) if wants[0].near is not None else None
+        if domain is None:
+            return [(ANYWHERE, None)]
+        allowed = self._allowed(row)
+        held = self._holdings().of(allowed)
+        return cheapest_subtrees(held, space, _needs(wants), domain)
+
+    def _search(
+        self, space: Space, row: int, wants: tuple[Want, ...], *, right: Right
+    ) -> list[Victim]:
+        """Book the cheapest victims found as gone; none if no set of them helps."""
+        needs = _needs(wants)
+        markets = [self._market(row, right, want, n_tasks) for want, n_tasks in needs]
+        if None in markets:
+            return []
+        gone = self._accept_offers(space, needs, [m for m in markets if m is not None])
+        near = wants[0].near
+        if sum(n_tasks for _, n_tasks in needs) > 1 or (near is not None and near.required):
+            gone = self._reprieve(space, wants, gone)
+        if not gone and near is not None and near.required == NVLINK:
+            # Who is cheapest to stop may not be on the devices of one clique.
+            gone = self._reprieve(space, wants, self._everybody(space, row, wants[0].shape))
+        return gone
+
+    def _everybody(self, space: Space, row: int, shape: Shape) -> list[Victim]:
+        """Book everybody who may be stopped on the nodes in focus as gone."""
+        is_seen = space.could_take(shape)
+        held = self._holdings().of(self._allowed(row))
+        victims = [self._victim(r) for r in np.unique(held.row[is_seen[held.node]]).tolist()]
+        for victim in victims:
+            self._let_go(space, victim)
+        return victims
 
     # The market
 
@@ -103,20 +148,25 @@ class Preemption:
 
     def _opened(self, row: int, shape: Shape, n_tasks: int) -> Offers | None:
         draft = self._draft
-        allowed = self._rule(draft.snapshot, row, self._fair_game)
-        allowed = allowed[~draft.is_evicted[allowed]]
-        if len(allowed):
-            allowed = allowed[draft.is_clear()[allowed]]
-        if not len(allowed):
+        is_allowed = self._allowed(row)
+        if not is_allowed.any():
             return None
-        is_allowed = np.zeros(len(draft.is_evicted), np.bool_)
-        is_allowed[allowed] = True
-        held = self._holdings()
-        held = held.of(is_allowed)
+        held = self._holdings().of(is_allowed)
         space = draft.open_later()
         if most_tasks(held, space, shape) < n_tasks:
             return None
         return Offers(draft, space, shape, held, self._prices(held, n_tasks))
+
+    def _allowed(self, row: int) -> BoolColumn:
+        """Return which job rows may be stopped for that one."""
+        draft = self._draft
+        allowed = self._rule(draft.snapshot, row, self._fair_game)
+        allowed = allowed[~draft.is_evicted[allowed]]
+        if len(allowed):
+            allowed = allowed[draft.is_clear()[allowed]]
+        is_allowed = np.zeros(len(draft.is_evicted), np.bool_)
+        is_allowed[allowed] = True
+        return is_allowed
 
     def _prices(self, held: Holdings, n_tasks: int) -> FloatColumn:
         """Return what stopping each job costs per task placed: a wide one may serve several."""
@@ -174,15 +224,18 @@ class Preemption:
         node, rows = offer
         touched = {node}
         for row in rows:
-            jobs = self._draft.snapshot.jobs
-            cost_gpu_s = float(self._cost_gpu_s[row])
-            victim = Victim(row, jobs.tasks[row], cost_gpu_s, int(jobs.sequence[row]))
+            victim = self._victim(row)
             gone.append(victim)
             touched |= self._let_go(space, victim)
         spot = space.place(offers.shape, node)
         assert spot is not None
         offers.renew(touched)
         return spot
+
+    def _victim(self, row: int) -> Victim:
+        jobs = self._draft.snapshot.jobs
+        cost_gpu_s = float(self._cost_gpu_s[row])
+        return Victim(row, jobs.tasks[row], cost_gpu_s, int(jobs.sequence[row]))
 
     def _let_go(self, space: Space, victim: Victim) -> set[int]:
         """Book a victim as gone; return the nodes where that frees something."""
@@ -216,6 +269,18 @@ class Preemption:
                 self._let_go(space, victim)
                 needed.append(victim)
         return needed
+
+
+def cheapest_subtrees(
+    held: Holdings, space: Space, needs: Sequence[tuple[Want, int]], domain: IntColumn
+) -> Iterator[tuple[int, BoolColumn]]:
+    """Yield the domains in which the needs may be met, with their nodes, cheapest first."""
+    prices = np.sum(
+        [subtree_prices(held, space, want.shape, n, domain) for want, n in needs], axis=0
+    )
+    order = np.argsort(prices, kind="stable")
+    for number in order[np.isfinite(prices[order])][:SUBTREES_TRIED].tolist():
+        yield number, domain == number
 
 
 def _needs(wants: tuple[Want, ...]) -> list[tuple[Want, int]]:

@@ -15,6 +15,7 @@ from scheduler.core.plan import Placement, Refusal
 from scheduler.core.records import JobRecord
 from scheduler.core.refusals import Refused
 from scheduler.core.state import ClusterState
+from scheduler.core.topology import are_together
 
 
 def plan_committed(
@@ -76,7 +77,22 @@ def _verified(
         )
         for bind in placement.binds
     ]
+    if placement.together and not _are_together(state, record, tasks, placement.together):
+        return None
     return tasks if state.fit_together(record, tasks) else None
+
+
+def _are_together(
+    state: ClusterState, record: JobRecord, tasks: list[Task], labels: tuple[str, ...]
+) -> bool:
+    """Return whether the tasks are in one domain, with the first of those that run already."""
+    places = []
+    for task in [*record.live_tasks()[:1], *tasks]:
+        node = state.node(task.node)
+        if node is None:
+            return False
+        places.append((node, task.devices))
+    return are_together(places, labels)
 
 
 def _is_wanted(state: ClusterState, record: JobRecord, placement: Placement) -> bool:

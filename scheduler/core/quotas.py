@@ -479,7 +479,9 @@ def _owed(need: list[int], used: list[int], promised: list[int]) -> int:
 
 def least_of_gang(gang: Gang) -> tuple[Want, ...]:
     """Return what must be placed for a job to start that has nothing yet."""
-    wants = [Want(r.name, r.shape, must=tuple(range(r.min_count)), may=()) for r in gang]
+    wants = [
+        Want(r.name, r.shape, must=tuple(range(r.min_count)), may=(), near=r.near) for r in gang
+    ]
     return tuple(want for want in wants if want.must)
 
 

@@ -36,6 +36,11 @@ def why_unplaced(space: Space, short: Shortfall) -> Unplaced:
         detail = f"room for {short.n_placed} of {n_wanted} {want.role} tasks"
     if n_fit:
         cause = Cause.GANG
+    if short.level or short.why:
+        n_tasks = f"{n_wanted} {want.role} task{'' if n_wanted == 1 else 's'}"
+        one = f"no {short.level} has room for {n_tasks}: best has {short.n_placed}"
+        detail = short.why or one
+        cause = Cause.TOPOLOGY if n_fit else cause
     return Unplaced(
         cause=cause,
         role=want.role,

@@ -16,7 +16,7 @@ from scheduler.core.holdings import holdings_of
 from scheduler.core.model import MILLI, Shape
 from scheduler.core.placement import Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
-from scheduler.core.preemption import CPU_WEIGHT, RESTART_S, Victim
+from scheduler.core.preemption import CPU_WEIGHT, RESTART_S, Victim, cheapest_subtrees
 from scheduler.core.quotas import (
     OWED_NOTHING_AT_ALL,
     Claim,
@@ -25,6 +25,7 @@ from scheduler.core.quotas import (
     least_of,
 )
 from scheduler.core.snapshot import CPU, MEMORY, BoolColumn, FloatColumn, IntColumn, Rows
+from scheduler.core.subtrees import subtrees
 
 MOST_TRIES = 4
 """Searches for one job, each without those who would be served before it."""
@@ -62,20 +63,30 @@ class Reclaim:
                 continue
             asked = wants if gpu_type is None else _of_type(wants, gpu_type)
             search = _Search(draft, quotas, row=row, needs=least_of(asked), table=self._known())
-            for _ in range(MOST_TRIES):
-                gone = search.run(claim, allowed, by_policy)
-                first = search.before(gone)
-                if not first:
-                    break
-                search.undo()
-                allowed = np.setdiff1d(allowed, first)
-            else:
-                gone = []
-            if gone:
-                draft.note_ends((victim.row, victim.tasks) for victim in gone)
-                self._hold(row, asked)
-                return gone
+            for gone in self._tries(search, claim, allowed, by_policy):
+                if gone:
+                    draft.note_ends((victim.row, victim.tasks) for victim in gone)
+                    self._hold(row, asked)
+                    return gone
         return []
+
+    def _tries(
+        self, search: "_Search", claim: Claim, allowed: Rows, by_policy: BoolColumn
+    ) -> Iterator[list[Victim]]:
+        """Yield the victims found in each subtree that may hold the gang, or anywhere."""
+        space, needs = self._draft.open_later(), search.needs
+        domain = subtrees(space, needs[0].near) if needs[0].near is not None else None
+        if domain is None:
+            yield search.without_first(claim, allowed, by_policy)
+            return
+        is_allowed = np.zeros(len(self._draft.is_evicted), np.bool_)
+        is_allowed[allowed] = True
+        held = self._known().held.of(is_allowed)
+        counts = [(want, len(want.must)) for want in needs]
+        for _, nodes in cheapest_subtrees(held, space, counts, domain):
+            with space.focused(nodes):
+                gone = search.without_first(claim, allowed, by_policy)
+            yield gone
 
     def _must_wait(self, row: int) -> bool:
         """Return whether a job that is owed nothing meets what others were promised.
@@ -122,6 +133,11 @@ class _Table:
                 held.node,
             )
         )
+        rank = np.empty(len(jobs.jobs), np.intp)
+        rank[np.lexsort((-jobs.sequence, jobs.priority, self.cost_gpu_s))] = np.arange(
+            len(rank)
+        )
+        self.held = held.ordered(rank, self.cost_gpu_s)
         self.row: Rows = held.row[order]
         self.node: Rows = held.node[order]
         self.amount: IntColumn = held.amount[order]
@@ -178,15 +194,26 @@ class _Search:
         self._draft = draft
         self._quotas = quotas
         self._row = row
-        self._needs = needs
+        self.needs = needs
         self._table = table
         self._space = draft.open_later()
         self._gone: dict[int, Victim] = {}
 
+    def without_first(self, claim: Claim, allowed: Rows, by_policy: BoolColumn) -> list[Victim]:
+        """Do as `run`, without victims that would be served before the job."""
+        for _ in range(MOST_TRIES):
+            gone = self.run(claim, allowed, by_policy)
+            first = self.before(gone)
+            if not first:
+                return gone
+            self.undo()
+            allowed = np.setdiff1d(allowed, first)
+        return []
+
     def run(self, claim: Claim, allowed: Rows, by_policy: BoolColumn) -> list[Victim]:
         """Return the victims, booked as gone; none, and nothing booked, if no set helps."""
         self._claim, self._by_policy = claim, by_policy
-        need = self._quotas.total(self._needs)
+        need = self._quotas.total(self.needs)
         blocker = claim.blocker(need)
         if blocker is not None:
             near = allowed[self._is_below(allowed, blocker)]
@@ -224,7 +251,7 @@ class _Search:
         return found
 
     def _fits(self) -> bool:
-        admitted = self._quotas.admit(self._row, self._needs, is_now=False)
+        admitted = self._quotas.admit(self._row, self.needs, is_now=False)
         return not isinstance(admitted, Excess) and could_place(self._space, admitted)
 
     def _let_go(self, row: int) -> bool:
@@ -255,7 +282,7 @@ class _Search:
         is_allowed[allowed] = True
         placed = []
         is_complete = True
-        for want in self._needs:
+        for want in self.needs:
             shape = want.shape
             n_left = len(want.must)
             while n_left and is_complete:

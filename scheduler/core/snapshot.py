@@ -27,6 +27,7 @@ from scheduler.core.model import (
 from scheduler.core.plan import Cause
 from scheduler.core.queue_tree import QueueTree
 from scheduler.core.records import NOTHING_RECEIVED, Received, Stint
+from scheduler.core.topology import Levels, Near, Tree, near_of, tree_of
 
 IntColumn = NDArray[np.int64]
 FloatColumn = NDArray[np.float64]
@@ -79,6 +80,7 @@ class NodeColumns:
     kinds: list[Node]  # one node of each kind: nodes alike but for name and what is free
     # Derived from what rarely changes, remembered across snapshots until it does.
     fits_statically: dict[tuple[object, ...], BoolColumn] = field(default_factory=dict)
+    trees: dict[Levels, Tree] = field(default_factory=dict)
 
     @classmethod
     def empty(cls) -> Self:
@@ -124,7 +126,7 @@ class NodeColumns:
         }
         nodes = [self.nodes[row] for row in kept]
         row_of = {node.name: row for row, node in enumerate(nodes)}
-        return replace(self, **arrays, nodes=nodes, row_of=row_of, fits_statically={})
+        return replace(self, **arrays, nodes=nodes, row_of=row_of, fits_statically={}, trees={})
 
     def is_open(self) -> BoolColumn:
         """Return which nodes take new tasks."""
@@ -147,6 +149,16 @@ class NodeColumns:
             by_kind = [misfit(node, shape) is None for node in self.kinds]
             known = np.array(by_kind, np.bool_)[self.kind]
             self.fits_statically[key] = known
+        return known
+
+    def tree(self, levels: Levels) -> Tree:
+        """Return the nodes as a tree of these levels."""
+        known = self.trees.get(levels)
+        if known is None:
+            n_devices = self.device_free.shape[1]
+            known = self.trees[levels] = tree_of(
+                levels, self.nodes, kinds=self.kinds, kind=self.kind, n_devices=n_devices
+            )
         return known
 
     def for_draft(self) -> Self:
@@ -202,6 +214,7 @@ class GangRole:
     shape: Shape
     min_count: int
     count: int
+    near: Near | None = None  # of the whole gang
 
 
 Gang = tuple[GangRole, ...]
@@ -210,8 +223,9 @@ Gang = tuple[GangRole, ...]
 
 def gang_of(job: Job) -> Gang:
     """Return the job as placement sees it."""
+    near = near_of(job.spec)
     return tuple(
-        GangRole(name=r.name, shape=r.shape, min_count=r.min_count, count=r.count)
+        GangRole(name=r.name, shape=r.shape, min_count=r.min_count, count=r.count, near=near)
         for r in job.spec.roles
     )
 

@@ -329,7 +329,7 @@ class ClusterState:
         nodes.n_by_width = np.vstack([nodes.n_by_width, np.zeros((1, N_WIDTHS), np.int64)])
         nodes.n_gpus = np.append(nodes.n_gpus, len(node.gpus))
         nodes.kind = np.append(nodes.kind, self._kind(nodes, node))
-        nodes.fits_statically = {}
+        nodes.fits_statically, nodes.trees = {}, {}
         self._know_gpu_type(node)
         capacity.count_devices(nodes, len(nodes.nodes) - 1)
         self.tasks_on[node.name] = {}
@@ -359,7 +359,7 @@ class ClusterState:
         nodes.kind[row] = self._kind(nodes, node)
         nodes.free[row, CPU] += node.cpu_milli - old.cpu_milli
         nodes.free[row, MEMORY] += node.memory_mib - old.memory_mib
-        nodes.fits_statically = {}
+        nodes.fits_statically, nodes.trees = {}, {}
 
     def remove_node(self, name: NodeName) -> None:
         """Close the node's row for good; nothing may run there any more."""
