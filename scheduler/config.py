@@ -4,6 +4,7 @@
 Whether an address may be served as configured is left to `daemon.security`.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +25,19 @@ from pydantic import (
 )
 
 from scheduler.core.errors import InvalidInput
-from scheduler.core.model import MILLI, Gpu, Node, NodeName, Taint, TaintEffect
+from scheduler.core.model import (
+    DEFAULT_LEVELS,
+    HOST,
+    MILLI,
+    NVLINK,
+    Gpu,
+    Level,
+    Levels,
+    Node,
+    NodeName,
+    Taint,
+    TaintEffect,
+)
 from scheduler.yaml_source import InvalidSource, Problem, load_yaml_with_lines, validated
 
 DEFAULT_LISTEN = "127.0.0.1:7070"
@@ -67,6 +80,18 @@ def _known(find: Callable[[str], object], value: str) -> str:
     return value
 
 
+def _device_ranges(value: str) -> str:
+    if value and re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", value) is None:
+        raise ValueError(f"must be ranges of linked GPUs like 0-3,4-7, not {value!r}")
+    return value
+
+
+def _cliques(ranges: str) -> tuple[tuple[int, ...], ...]:
+    """Return the devices of each range of `0-3,4-7`."""
+    ends = [text.partition("-") for text in ranges.split(",") if text]
+    return tuple(tuple(range(int(a), int(b or a) + 1)) for a, _, b in ends)
+
+
 HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
 """`HOST:PORT`; port 0 takes a free one, told in `daemon.json`."""
 FilePath = Annotated[Path, AfterValidator(_from_file)]
@@ -104,6 +129,7 @@ class NodeConfig(_Section):
     address: str = "127.0.0.1"
     pool: str = ""  # of interchangeable nodes; empty: none
     price_usd_per_h: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0  # of the node
+    nvlink: Annotated[str, AfterValidator(_device_ranges)] = ""  # "0-3,4-7"; empty: all linked
 
     @model_validator(mode="after")
     def _gpus_agree(self) -> Self:
@@ -111,6 +137,9 @@ class NodeConfig(_Section):
             raise ValueError("gpu_uuids must name each GPU of one node")
         if self.gpus and not self.gpu_type:
             raise ValueError("gpu_type must be given for a node with GPUs")
+        devices = [device for clique in _cliques(self.nvlink) for device in clique]
+        if len(set(devices)) < len(devices) or any(d >= self.gpus for d in devices):
+            raise ValueError(f"nvlink must name GPUs from 0 to {self.gpus - 1}, each once")
         return self
 
     def nodes(self) -> list[Node]:
@@ -135,7 +164,21 @@ class NodeConfig(_Section):
             address=self.address,
             pool=self.pool,
             price_usd_per_h=self.price_usd_per_h,
+            nvlink=_cliques(self.nvlink),
         )
+
+
+class LevelConfig(_Section):
+    """A level of the topology above the node."""
+
+    name: Name  # as jobs name it
+    label: str  # of nodes; its values are the domains
+
+    @model_validator(mode="after")
+    def _is_no_level_of_its_own(self) -> Self:
+        if self.name in {HOST, NVLINK}:
+            raise ValueError(f"name: {self.name} is there always, below the levels named here")
+        return self
 
 
 class LocalConfig(_Section):
@@ -199,6 +242,9 @@ class DaemonConfig(_Section):
     policy: Annotated[str, AfterValidator(_known_policy)] = "priority"
     score: Annotated[str, AfterValidator(_known_score)] = "best-fit"  # where tasks go best
     backfill: BackfillConfig = BackfillConfig()
+    topology: tuple[LevelConfig, ...] = tuple(  # outermost first; nodes are the level `host`
+        LevelConfig(name=level.name, label=level.label) for level in DEFAULT_LEVELS
+    )
     round_s: Annotated[float, Field(ge=10.0, le=86_400.0)] = 360.0  # of policies with turns
     cycle_s: PositiveFloat = 10.0  # the longest time between two decisions
     debounce_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.01
@@ -215,6 +261,17 @@ class DaemonConfig(_Section):
         if twice := [name for name, count in counts.items() if count > 1]:
             raise ValueError(f"nodes: {twice[0]} is declared twice")
         return self
+
+    @model_validator(mode="after")
+    def _levels_differ(self) -> Self:
+        counts = Counter(level.name for level in self.topology)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise ValueError(f"topology: {twice[0]} is named twice")
+        return self
+
+    def levels(self) -> Levels:
+        """Return the levels of the topology above the node, outermost first."""
+        return tuple(Level(name=level.name, label=level.label) for level in self.topology)
 
     def declared_nodes(self) -> list[Node]:
         """Return every declared node, in the order of the file."""

@@ -226,6 +226,16 @@ class JobEntry(TaskFields):
         float, Field(ge=0.0, description="in units of throughput times seconds; 0: unknown")
     ] = 0.0
     deadline: Moment = 0.0
+    topology_required: Annotated[
+        str,
+        Field(description="level of which one domain holds all tasks: nvlink, host, rack, ..."),
+    ] = ""
+    topology_preferred: Annotated[
+        str, Field(description="level of which as few domains as possible hold the tasks")
+    ] = ""
+    topology_balanced: Annotated[
+        bool, Field(description="spread evenly over as few domains as hold the tasks")
+    ] = False
     start_after: Moment = 0.0
     after: Annotated[
         tuple[After, ...],

@@ -238,6 +238,9 @@ def _spec(
         throughputs=entry.throughputs,
         deadline_at_s=entry.deadline,
         total_work=entry.total_work,
+        topology_required=entry.topology_required,
+        topology_preferred=entry.topology_preferred,
+        topology_balanced=entry.topology_balanced,
     )
 
 

@@ -35,6 +35,7 @@ from scheduler.core.events import (
     commit_of,
 )
 from scheduler.core.model import (
+    DEFAULT_LEVELS,
     Amounts,
     Dependency,
     DependencyKind,
@@ -54,7 +55,6 @@ from scheduler.core.model import (
 from scheduler.core.plan import Accepted, Outcome, Plan
 from scheduler.core.ports import Backfilling
 from scheduler.core.records import JobRecord
-from scheduler.core.topology import DEFAULT_LEVELS
 
 Pick = Callable[[Sequence[Any]], Any]
 

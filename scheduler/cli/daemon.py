@@ -135,6 +135,7 @@ def policy_for(config: DaemonConfig, snapshot: "Snapshot | None" = None) -> "Pol
     policy = policy_named(config.policy, score=config.score, snapshot=snapshot)
     return replace(
         in_rounds_of(policy, config.round_s),
+        levels=config.levels(),
         backfill=Backfilling(config.backfill.kind),
         backfill_depth=config.backfill.depth,
         patience_s=config.backfill.patience_s,

@@ -300,6 +300,7 @@ def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, Cell | str]]:
     yield "Weight", f"{spec.weight:g}" if spec.HasField("weight") and spec.weight != 1 else ""
     yield "Throughput", ", ".join(f"{t} {n:g}" for t, n in sorted(spec.throughputs.items()))
     yield "Total work", f"{spec.total_work:g}" if spec.total_work else ""
+    yield "Topology", _topology(spec)
     if spec.deadline_at_s:
         yield "Deadline", moment_text(spec.deadline_at_s, now_s)
     yield "Exit code", exit_text(job)
@@ -311,6 +312,15 @@ def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, Cell | str]]:
         yield f"Role {role.name}", _role_sentence(role)
         yield "  command", shlex.join(role.launch.command)
         yield "  in", role.launch.working_dir
+
+
+def _topology(spec: pb.JobSpec) -> str:
+    parts = [
+        f"one {spec.topology_required} required" if spec.topology_required else "",
+        f"one {spec.topology_preferred} preferred" if spec.topology_preferred else "",
+        "balanced" if spec.topology_balanced else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _phase_sentence(job: pb.Job, now_s: float) -> Cell:

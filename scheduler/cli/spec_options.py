@@ -31,6 +31,9 @@ class SpecOptions:
     weight: float | None = None
     throughputs: Sequence[str] = ()
     total_work: float | None = None
+    topology_required: str | None = None
+    topology_preferred: str | None = None
+    topology_balanced: bool | None = None
     deadline_at_s: float | None = None
     start_after_s: float | None = None
     array_size: int | None = None
@@ -77,6 +80,9 @@ class SpecOptions:
             ("min_runtime_s", self.min_runtime_s),
             ("weight", self.weight),
             ("total_work", self.total_work),
+            ("topology_required", self.topology_required),
+            ("topology_preferred", self.topology_preferred),
+            ("topology_balanced", self.topology_balanced),
             ("deadline_at_s", self.deadline_at_s),
             ("start_after_s", self.start_after_s),
             ("array_size", self.array_size),

@@ -204,6 +204,18 @@ def submit(
     total_work: Annotated[
         float | None, typer.Option(min=0.0, metavar="N", help="Work until its end.")
     ] = None,
+    topology_required: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL", help="All tasks in one rack, zone, host, ..."),
+    ] = None,
+    topology_preferred: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL", help="Tasks in as few racks, ... as possible."),
+    ] = None,
+    topology_balanced: Annotated[
+        bool | None,
+        typer.Option("--topology-balanced", help="As many tasks in each of them."),
+    ] = None,
     deadline: Annotated[
         float | None,
         typer.Option(parser=_moment, metavar="WHEN", help="Should have ended by then."),
@@ -295,6 +307,9 @@ def submit(
         weight=weight,
         throughputs=throughput or (),
         total_work=total_work,
+        topology_required=topology_required,
+        topology_preferred=topology_preferred,
+        topology_balanced=topology_balanced,
         deadline_at_s=deadline,
         start_after_s=start_after,
         array_size=array,

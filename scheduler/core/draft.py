@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.core import capacity
-from scheduler.core.model import MILLI, Shape, Task, TaskPhase
+from scheduler.core.model import MILLI, Levels, Shape, Task, TaskPhase
 from scheduler.core.ports import ClusterScore, DeviceChoice, NodeScore
 from scheduler.core.snapshot import (
     CPU,
@@ -31,7 +31,7 @@ from scheduler.core.snapshot import (
     Rows,
     Snapshot,
 )
-from scheduler.core.topology import Levels, Tree
+from scheduler.core.topology import Tree
 
 NO = -np.inf
 """The score of a node that does not fit."""

@@ -302,6 +302,33 @@ class Node:
     nvlink: tuple[tuple[int, ...], ...] = ()  # devices linked directly; empty: all of them
 
 
+HOST = "host"
+"""The level of the node itself."""
+
+NVLINK = "nvlink"
+"""The level of the devices of one node that are linked directly."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """A level of the tree: its name, and the node label whose values are its domains."""
+
+    name: str
+    label: str
+
+
+Levels = tuple[Level, ...]
+"""The levels above the node, outermost first."""
+
+DEFAULT_LEVELS: Levels = (
+    Level(name="zone", label="topology.kubernetes.io/zone"),
+    Level(name="block", label="topology.lepton.dev/block"),
+    Level(name="rack", label="topology.lepton.dev/rack"),
+    # Nodes that share one NVLink fabric, as NVIDIA's DRA driver labels them (GB200 NVL72).
+    Level(name="clique", label="nvidia.com/gpu.clique"),
+)
+
+
 class QueuePreemption(StrEnum):
     """Whom the jobs of a queue may stop, of those that the policy allows."""
 

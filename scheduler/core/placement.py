@@ -7,11 +7,11 @@ give equal placements. Making room is left to `preemption`.
 from dataclasses import dataclass, replace
 
 from scheduler.core.draft import Draft, Place, Space, Spot
-from scheduler.core.model import JobPhase, Shape, TaskId
+from scheduler.core.model import JobPhase, Levels, Shape, TaskId
 from scheduler.core.plan import Bind, Placement
 from scheduler.core.snapshot import PHASE_CODE, IntColumn, Snapshot
 from scheduler.core.subtrees import Ask, Lack, fits_near, place_near
-from scheduler.core.topology import ROOT, Levels, Near
+from scheduler.core.topology import ROOT, Near
 
 
 @dataclass(frozen=True, slots=True)

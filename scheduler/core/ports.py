@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.events import Event
-from scheduler.core.model import Shape, Task
+from scheduler.core.model import DEFAULT_LEVELS, Levels, Shape, Task
 from scheduler.core.plan import Accepted, Start
 from scheduler.core.snapshot import NodeColumns, Snapshot
-from scheduler.core.topology import DEFAULT_LEVELS, Levels
 
 Rows = NDArray[np.intp]
 """Row numbers of a table, one-dimensional."""

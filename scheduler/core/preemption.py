@@ -12,7 +12,7 @@ import numpy as np
 
 from scheduler.core.draft import Draft, Space, Spot
 from scheduler.core.holdings import Holdings, holdings_of, most_tasks, subtree_prices
-from scheduler.core.model import MILLI, Shape, Task
+from scheduler.core.model import MILLI, NVLINK, Shape, Task
 from scheduler.core.offers import Offers
 from scheduler.core.placement import (
     Shortfall,
@@ -25,7 +25,6 @@ from scheduler.core.placement import (
 from scheduler.core.ports import PreemptionRule
 from scheduler.core.snapshot import CPU, BoolColumn, FloatColumn, IntColumn, Snapshot
 from scheduler.core.subtrees import subtrees
-from scheduler.core.topology import NVLINK
 
 RESTART_S = 30.0
 """What a restart costs a job besides the work it lost: start-up and loading a checkpoint."""

@@ -18,6 +18,7 @@ from scheduler.core.model import (
     Job,
     JobPhase,
     JobSpec,
+    Levels,
     Node,
     NodeName,
     Queue,
@@ -27,7 +28,7 @@ from scheduler.core.model import (
 from scheduler.core.plan import Cause
 from scheduler.core.queue_tree import QueueTree
 from scheduler.core.records import NOTHING_RECEIVED, Received, Stint
-from scheduler.core.topology import Levels, Near, Tree, near_of, tree_of
+from scheduler.core.topology import Near, Tree, near_of, tree_of
 
 IntColumn = NDArray[np.int64]
 FloatColumn = NDArray[np.float64]

@@ -318,7 +318,9 @@ class _Search:
         space, tree = self._space, self._tree
         found: list[list[Spot]] = [[] for _ in asks]
         levels = range(tree.host, min(self._required, tree.host) - 1, -1)
-        masks = [self._is_beside(level) for level in levels]
+        # The node of the others may have left every domain of the required level meanwhile.
+        outermost = self._is_beside(min(self._required, tree.host))
+        masks = [self._is_beside(level) & outermost for level in levels]
         for ask, spots in zip(asks, found, strict=True):
             for mask in masks:
                 with space.focused(mask):
@@ -333,9 +335,9 @@ class _Search:
         return found
 
     def _is_beside(self, level: int) -> BoolColumn:
-        domain = self._tree.domain[level]
         if level == ROOT:
             return np.ones(len(self._tree.position), np.bool_)
+        domain = self._tree.domain[level]
         own = domain[self._near.beside]
         is_beside: BoolColumn = (domain == own) & (own >= 0)
         return is_beside

@@ -11,41 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.model import JobSpec, Node
+from scheduler.core.errors import InvalidInput
+from scheduler.core.model import HOST, NVLINK, JobSpec, Levels, Node
 
 IntColumn = NDArray[np.int64]
-
-HOST = "host"
-"""The level of the node itself."""
-
-NVLINK = "nvlink"
-"""The level of the devices of one node that are linked directly."""
 
 HOST_LABEL = "kubernetes.io/hostname"
 """Stands for the node itself, whether or not it has such a label."""
 
 ROOT = -1
 """The level above all: anywhere."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
-    """A level of the tree: its name, and the node label whose values are its domains."""
-
-    name: str
-    label: str
-
-
-Levels = tuple[Level, ...]
-"""The levels above the node, outermost first."""
-
-DEFAULT_LEVELS: Levels = (
-    Level(name="zone", label="topology.kubernetes.io/zone"),
-    Level(name="block", label="topology.lepton.dev/block"),
-    Level(name="rack", label="topology.lepton.dev/rack"),
-    # Nodes that share one NVLink fabric, as NVIDIA's DRA driver labels them (GB200 NVL72).
-    Level(name="clique", label="nvidia.com/gpu.clique"),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +42,15 @@ def near_of(spec: JobSpec) -> Near | None:
         preferred=spec.topology_preferred,
         is_balanced=spec.topology_balanced,
     )
+
+
+def check_levels(spec: JobSpec, levels: Levels) -> None:
+    """Raise InvalidInput if a job names a level that there is not."""
+    names = level_names(levels)
+    for field in ("topology_required", "topology_preferred"):
+        level = getattr(spec, field)
+        if level and level not in names:
+            raise InvalidInput(field, f"is {level!r}; must be one of {', '.join(names)}")
 
 
 def level_names(levels: Levels) -> list[str]:

@@ -120,6 +120,9 @@ def spec_from(message: cluster_pb2.JobSpec, limits: Limits) -> JobSpec:
         throughputs=_throughputs(message, limits) if message.throughputs else (),
         deadline_at_s=check_seconds("deadline_at_s", message.deadline_at_s, limits.max_epoch_s),
         total_work=check_amount("total_work", message.total_work, least=0.0),
+        topology_required=_level("topology_required", message.topology_required, limits),
+        topology_preferred=_level("topology_preferred", message.topology_preferred, limits),
+        topology_balanced=_balanced(message),
     )
 
 
@@ -131,6 +134,19 @@ def _throughputs(message: cluster_pb2.JobSpec, limits: Limits) -> tuple[tuple[st
         check_text("throughputs", gpu_type, limits.max_value_length)
         check_amount(f"throughputs[{gpu_type}]", speed)
     return tuple(sorted(message.throughputs.items()))
+
+
+def _level(field: str, name: str, limits: Limits) -> str:
+    return check_name(field, name, limits.max_name_length) if name else ""
+
+
+def _balanced(message: cluster_pb2.JobSpec) -> bool:
+    if message.topology_balanced and not (
+        message.topology_required or message.topology_preferred
+    ):
+        rule = "needs topology_required or topology_preferred, within which it balances"
+        raise InvalidInput("topology_balanced", rule)
+    return message.topology_balanced
 
 
 def _spread(message: cluster_pb2.JobSpec) -> float:

@@ -70,6 +70,9 @@ def spec_message(spec: JobSpec) -> cluster_pb2.JobSpec:
         throughputs=dict(spec.throughputs),
         deadline_at_s=spec.deadline_at_s,
         total_work=spec.total_work,
+        topology_required=spec.topology_required,
+        topology_preferred=spec.topology_preferred,
+        topology_balanced=spec.topology_balanced,
     )
 
 
@@ -249,4 +252,5 @@ def node_message(
         reason=view.reason,
         pool=node.pool,
         price_usd_per_h=node.price_usd_per_h,
+        nvlink=[",".join(map(str, clique)) for clique in node.nvlink],
     )

@@ -18,6 +18,7 @@ from scheduler.core.plan import Cause, Placement, Plan, Rejected, Unplaced
 from scheduler.core.ports import Policy
 from scheduler.core.records import JobRecord
 from scheduler.core.snapshot import Snapshot
+from scheduler.core.topology import check_levels
 from scheduler.daemon.codec import fingerprint, request_id_from, spec_from
 from scheduler.daemon.codec_views import explanation_message, task_message
 from scheduler.daemon.limits import Limits, within
@@ -169,9 +170,11 @@ class SubmitService:
         self, request: cluster_pb2.SubmitJobRequest | cluster_pb2.DryRunRequest
     ) -> JobSpec:
         try:
-            return spec_from(request.spec, self._limits)
+            spec = spec_from(request.spec, self._limits)
+            check_levels(spec, self._daemon.policy.levels)
         except InvalidInput as error:
             raise within("spec", error) from None
+        return spec
 
     # What if
 

@@ -433,6 +433,9 @@ class JobSpec(_message.Message):
     DEADLINE_AT_S_FIELD_NUMBER: _builtins.int
     MIN_RUNTIME_S_FIELD_NUMBER: _builtins.int
     TOTAL_WORK_FIELD_NUMBER: _builtins.int
+    TOPOLOGY_REQUIRED_FIELD_NUMBER: _builtins.int
+    TOPOLOGY_PREFERRED_FIELD_NUMBER: _builtins.int
+    TOPOLOGY_BALANCED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: Global___JobKind.ValueType
     queue: _builtins.str
@@ -463,6 +466,14 @@ class JobSpec(_message.Message):
     """not preempted before it has run so long"""
     total_work: _builtins.float
     """in units of throughput x seconds; 0: unknown"""
+    topology_required: _builtins.str
+    """Levels of the topology: nvlink, host, or one that the daemon's configuration names.
+    one domain of it holds all tasks; empty: none
+    """
+    topology_preferred: _builtins.str
+    """as few domains of it as possible hold them"""
+    topology_balanced: _builtins.bool
+    """evenly over as few domains as hold them"""
     @_builtins.property
     def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Role]: ...
     @_builtins.property
@@ -501,10 +512,13 @@ class JobSpec(_message.Message):
         deadline_at_s: _builtins.float = ...,
         min_runtime_s: _builtins.float = ...,
         total_work: _builtins.float = ...,
+        topology_required: _builtins.str = ...,
+        topology_preferred: _builtins.str = ...,
+        topology_balanced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_preemptible", b"_preemptible", "_weight", b"_weight", "backoff_s", b"backoff_s", "grace_s", b"grace_s", "preemptible", b"preemptible", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_preemptible", b"_preemptible", "_weight", b"_weight", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "deadline_at_s", b"deadline_at_s", "dependencies", b"dependencies", "expected_run_s", b"expected_run_s", "expected_run_spread", b"expected_run_spread", "grace_s", b"grace_s", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "min_runtime_s", b"min_runtime_s", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "queue", b"queue", "roles", b"roles", "start_after_s", b"start_after_s", "suspended", b"suspended", "throughputs", b"throughputs", "time_limit_s", b"time_limit_s", "total_work", b"total_work", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_preemptible", b"_preemptible", "_weight", b"_weight", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "deadline_at_s", b"deadline_at_s", "dependencies", b"dependencies", "expected_run_s", b"expected_run_s", "expected_run_spread", b"expected_run_spread", "grace_s", b"grace_s", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "min_runtime_s", b"min_runtime_s", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "queue", b"queue", "roles", b"roles", "start_after_s", b"start_after_s", "suspended", b"suspended", "throughputs", b"throughputs", "time_limit_s", b"time_limit_s", "topology_balanced", b"topology_balanced", "topology_preferred", b"topology_preferred", "topology_required", b"topology_required", "total_work", b"total_work", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__backoff_s: _TypeAlias = _typing.Literal["backoff_s"]  # noqa: Y015
     _WhichOneofArgType__backoff_s: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s"]  # noqa: Y015
@@ -1539,6 +1553,7 @@ class Node(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     PRICE_USD_PER_H_FIELD_NUMBER: _builtins.int
+    NVLINK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     is_up: _builtins.bool
@@ -1561,6 +1576,10 @@ class Node(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def taints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Taint]: ...
+    @_builtins.property
+    def nvlink(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """devices that are linked, clique by clique: "0,1,2,3" """
+
     def __init__(
         self,
         *,
@@ -1581,10 +1600,11 @@ class Node(_message.Message):
         reason: _builtins.str = ...,
         pool: _builtins.str = ...,
         price_usd_per_h: _builtins.float = ...,
+        nvlink: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cpu_milli", b"cpu_milli", "cpu_milli_free", b"cpu_milli_free", "gpu_type", b"gpu_type", "gpus", b"gpus", "is_cordoned", b"is_cordoned", "is_draining", b"is_draining", "is_up", b"is_up", "labels", b"labels", "memory_mib", b"memory_mib", "memory_mib_free", b"memory_mib_free", "n_tasks", b"n_tasks", "name", b"name", "pool", b"pool", "price_usd_per_h", b"price_usd_per_h", "reason", b"reason", "taints", b"taints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cpu_milli", b"cpu_milli", "cpu_milli_free", b"cpu_milli_free", "gpu_type", b"gpu_type", "gpus", b"gpus", "is_cordoned", b"is_cordoned", "is_draining", b"is_draining", "is_up", b"is_up", "labels", b"labels", "memory_mib", b"memory_mib", "memory_mib_free", b"memory_mib_free", "n_tasks", b"n_tasks", "name", b"name", "nvlink", b"nvlink", "pool", b"pool", "price_usd_per_h", b"price_usd_per_h", "reason", b"reason", "taints", b"taints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
