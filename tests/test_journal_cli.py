@@ -147,6 +147,31 @@ async def test_export_prints_json_lines_within_bounds(
     assert lepton("journal", "export", tmp_path, "--kind", "Nothing")[0] == 64
 
 
+async def test_export_says_in_its_place_what_came_of_events_that_are_gone(
+    tmp_path: Path, journal: Journal, lepton: Lepton
+) -> None:
+    engine = Engine()
+    for number, told in enumerate(STORY, start=1):
+        await journal.append([told])
+        engine.observe(told)
+        if number >= 3:
+            await journal.write_dump(engine.dump())
+    await journal.prune(15.0)
+
+    code, out, _ = lepton("journal", "export", tmp_path)
+    assert code == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["sequence"], line["kind"]) for line in lines] == [
+        (2, "NodeRegistered"),
+        (3, "JobsSubmitted"),
+        (3, "State"),
+        (4, "JobsSubmitted"),
+    ]
+    assert [queue["name"] for queue in lines[2]["event"]["queues"]] == ["default", "q"]
+    code, out, _ = lepton("journal", "export", tmp_path, "--since", 20)
+    assert "State" not in out
+
+
 async def test_export_recovers_what_is_left_of_a_damaged_journal(
     tmp_path: Path, journal: Journal, lepton: Lepton
 ) -> None:

@@ -19,6 +19,7 @@ import typer
 
 from scheduler.cli.errors import CommandError, ExitCode
 from scheduler.cli.terminal import note, say
+from scheduler.core.dump import Dump
 from scheduler.core.engine import Engine
 from scheduler.core.errors import SchedulerError
 from scheduler.core.events import Event
@@ -26,6 +27,7 @@ from scheduler.daemon.event_codec import EVENT_KINDS
 from scheduler.daemon.journal import JournalTooNew
 from scheduler.daemon.journal_reading import (
     Findings,
+    oldest_state,
     replay_until,
     salvage_events,
     stored_history,
@@ -105,7 +107,11 @@ def export(
         bool, typer.Option("--recover", help="Pass over damage; print whatever can be read.")
     ] = False,
 ) -> None:
-    """Print the events that are kept as JSON Lines: sequence, at_s, kind, event."""
+    """Print the events that are kept as JSON Lines: sequence, at_s, kind, event.
+
+    Where the first events are gone, and no option leaves others out, a line of the kind State
+    says in its place what had come of them by then, so that the simulator can go on from it.
+    """
     since_s, until_s = _moment(since, "--since"), _moment(until, "--until")
     kinds = frozenset(kind or EVENT_KINDS)
     if unknown := sorted(kinds - EVENT_KINDS):
@@ -114,8 +120,13 @@ def export(
             f"--kind {unknown[0]}: no such event", hint=f"One of {known}", code=ExitCode.USAGE
         )
     with _clear_errors():
+        is_whole = not (since or until or kind or recover)
+        state = oldest_state(folder) if is_whole else None
         events = salvage_events(folder) if recover else stored_history(folder)
         for sequence, event in _noting_gaps(events) if recover else events:
+            if state is not None and sequence > state.revision:
+                say(_state_line(state))
+                state = None
             at_s = event.at_s
             is_in_time = (since_s is None or at_s >= since_s) and (
                 until_s is None or at_s < until_s
@@ -193,6 +204,11 @@ def _line(sequence: int, event: Event) -> str:
             "event": event,
         }
     ).decode()
+
+
+def _state_line(dump: Dump) -> str:
+    line = {"sequence": dump.revision, "at_s": dump.now_s, "kind": "State", "event": dump}
+    return msgspec.json.encode(line).decode()
 
 
 def _noting_gaps(events: Iterator[tuple[int, Event]]) -> Iterator[tuple[int, Event]]:

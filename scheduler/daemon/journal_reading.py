@@ -152,6 +152,18 @@ def stored_history(folder: Path) -> Iterator[tuple[int, Event]]:
         yield from read_events(connection, folder, after=(first or 1) - 1)
 
 
+def oldest_state(folder: Path) -> Dump | None:
+    """Return the first state that is kept, if events before it are gone; None: none are."""
+    with _reading(folder) as connection:
+        (first,) = connection.execute("SELECT min(sequence) FROM events").fetchone()
+        if not first or first == 1:
+            return None
+        for sequence in sorted(dump_sequences(connection)):
+            with suppress(Unreadable):
+                return read_dump(connection, sequence)
+        return None
+
+
 def replay_until(folder: Path, until: int | None) -> tuple[Dump | None, list[Event]]:
     """Return what rebuilds the state right after an event; None: after the last one.
 

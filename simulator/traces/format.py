@@ -21,6 +21,7 @@ class Assumptions:
     checkpoint_interval_s: float = 0.0
     preemptible: bool = True
     processors_are_gpus: bool = True  # of logs that know no GPUs; otherwise they are cores
+    keeps_gpu_types: bool = False  # jobs ask for the GPU type that they were given
     knows_run_time: bool = False  # jobs are submitted with their true run time as estimate
 
 

@@ -6,7 +6,7 @@
         ...
 
 A format is told by its header or by the name of its file; a new one is a module with a
-`FORMAT` and a line here.
+`FORMAT`, or several `FORMATS`, and a line here.
 """
 
 import math
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from simulator.traces.format import Assumptions, Format
 from simulator.traces.source import Opening, Source, TraceError, opening
@@ -22,6 +23,10 @@ from simulator.workload import TraceJobs
 
 _MODULES = (
     "simulator.traces.own",
+    "simulator.traces.journal",
+    "simulator.traces.philly",
+    "simulator.traces.slurm",
+    "simulator.traces.pai",
     "simulator.traces.swf",
     "simulator.traces.gavel",
     "simulator.traces.openb",
@@ -32,7 +37,12 @@ _MODULES = (
 @cache
 def formats() -> tuple[Format, ...]:
     """Return every known format, in the order in which they are asked."""
-    return tuple(import_module(module).FORMAT for module in _MODULES)
+    return tuple(found for module in _MODULES for found in _formats_of(import_module(module)))
+
+
+def _formats_of(module: ModuleType) -> tuple[Format, ...]:
+    found: tuple[Format, ...] = getattr(module, "FORMATS", None) or (module.FORMAT,)
+    return found
 
 
 def recognise(path: Path | str) -> Format:

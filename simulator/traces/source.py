@@ -7,7 +7,9 @@ streams: what is read is not kept. What a row means is left to the readers.
 import csv
 import gzip
 import io
+import json
 import math
+import re
 import tarfile
 import zlib
 from collections import Counter
@@ -28,6 +30,8 @@ _HEAD_LINES = 50
 _HEAD_CHARACTERS = 65_536
 _MAX_LINE = 64 * 1024 * 1024
 _ROWS_AT_ONCE = 8_192
+_OBJECTS_AT_ONCE = 1024 * 1024
+_SEPARATORS = re.compile(r"[\s,\[\]]*")  # between the values of a list, or of many values
 
 Cell = object
 """What stands in a row: text of CSV, a typed value of parquet."""
@@ -69,6 +73,44 @@ class Source:
         """Return the whole file, for formats that are one document."""
         with self.opened() as text:
             return text.read()
+
+    def objects(self) -> Iterator[tuple[int, Any]]:
+        """Yield the values of a JSON list, or of JSON values in a row, with their first lines.
+
+        Reads on until a value is whole, so that a list of gigabytes streams.
+        """
+        decoder = json.JSONDecoder()
+        rest, line, is_over = "", 1, False
+        with self.opened() as text:
+            while not is_over:
+                more = text.read(max(_OBJECTS_AT_ONCE, len(rest)))
+                is_over = not more
+                rest += more
+                place = 0
+                while place < len(rest):
+                    skipped = _SEPARATORS.match(rest, place)
+                    begin = skipped.end() if skipped else place
+                    line += rest.count("\n", place, begin)
+                    place = begin
+                    try:
+                        value, end = decoder.raw_decode(rest, begin)
+                    except json.JSONDecodeError as error:
+                        if (is_over and begin < len(rest)) or len(rest) > _MAX_LINE:
+                            raise self._not_json(error, rest, begin, line) from error
+                        break
+                    if end == len(rest) and not is_over:
+                        break  # a number could go on
+                    yield line, value
+                    line += rest.count("\n", begin, end)
+                    place = end
+                rest = rest[place:]
+
+    def _not_json(
+        self, error: json.JSONDecodeError, text: str, begin: int, line: int
+    ) -> TraceError:
+        wrong_line = line + text.count("\n", begin, error.pos)
+        column = error.pos - text.rfind("\n", 0, error.pos)
+        return self.error(error.msg, line=wrong_line, column=f"character {column}")
 
     def rows(self, header: Sequence[str] = ()) -> Iterator["Row"]:
         """Yield the rows of CSV or parquet; `header` names the columns of a file without."""
@@ -217,6 +259,10 @@ class Opening:
             value = value[0] if isinstance(value, list) and value else value
             return value if isinstance(value, dict) else {}
         return {}
+
+    def begins_with(self, text: str) -> bool:
+        """Return whether the file begins so, but for white space."""
+        return "".join(self.head[:5]).lstrip().startswith(text)
 
     def mentions(self, *words: str) -> bool:
         """Return whether all of these words stand in the first lines."""
