@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
+from scheduler.core.books import Books
 from scheduler.core.cycle import decide
 from scheduler.core.errors import InvalidInput, InvariantError
 from scheduler.core.events import QueuePut, RetentionPassed, commit_of
@@ -122,6 +123,7 @@ class _Simulation:
             self._agenda, self._machines, self._world, pools=cluster.pools, news=self._wake
         )
         self._recorder = Recorder()
+        self._books = Books()
         self._decides_at_s = FOREVER
         self._decided_at_s = -FOREVER
         self._aimed_at_s = -FOREVER
@@ -239,7 +241,7 @@ class _Simulation:
         now_s = self._decided_at_s = self._agenda.now_s
         snapshot = self._world.engine.snapshot(now_s)
         self._aim(snapshot)
-        plan = decide(snapshot, self._policy)
+        plan = decide(snapshot, self._policy, books=self._books, gives_reasons=False)
         if not self._may_change():
             waiting = snapshot.waiting_rows()
             is_held = bool((snapshot.jobs.eligible_at_s[waiting] > now_s).any())

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from scheduler.core.backfill import Backfill
-from scheduler.core.draft import Draft
+from scheduler.core.books import Books
 from scheduler.core.model import (
     Job,
     JobId,
@@ -43,7 +43,7 @@ from scheduler.core.queue_turns import Turns
 from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.reasons import why_not_yet, why_unplaced
 from scheduler.core.reclaim import Reclaim
-from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
+from scheduler.core.snapshot import PHASE_CODE, FloatColumn, Rows, Snapshot
 
 FORESEEN = 64
 """How far down the order starts are foreseen on demand."""
@@ -52,9 +52,20 @@ DRY_RUN_ID = JobId("dry-run")
 """The id of the hypothetical job in the plan of a dry run."""
 
 
-def decide(snapshot: Snapshot, policy: Policy) -> Plan:
-    """Return everything to be done now, and a reason for every job that is left waiting."""
-    return _Cycle(snapshot, policy).run()
+def decide(
+    snapshot: Snapshot,
+    policy: Policy,
+    *,
+    books: Books | None = None,
+    gives_reasons: bool = True,
+) -> Plan:
+    """Return everything to be done now, and a reason for every job that is left waiting.
+
+    Who decides again and again on snapshots of one engine may keep `books`, which spare work
+    that was done before. Who does not read reasons may go without: they take as long as the
+    decision itself. Neither changes what is decided.
+    """
+    return _Cycle(snapshot, policy, books=books, gives_reasons=gives_reasons).run()
 
 
 def dry_run(snapshot: Snapshot, policy: Policy, spec: JobSpec) -> Plan:
@@ -124,17 +135,69 @@ class _Failures:
     no_victims: set[tuple[int, int, int]] = field(default_factory=set)  # by right
 
 
+class _Listed:
+    """The waiting in the order in which they are served, and who need not be asked."""
+
+    def __init__(self, snapshot: Snapshot, rows: Rows, *, ends_s: FloatColumn) -> None:
+        jobs = snapshot.jobs
+        self.rows = rows
+        self.ends_s = ends_s
+        self.is_pending = jobs.phase[rows] == PHASE_CODE[JobPhase.PENDING]
+        self.gang = jobs.gang[rows]
+        self._queue = jobs.queue[rows]
+        self._priority = jobs.priority[rows]
+        self.tier = np.zeros(len(rows), np.intp)
+        self._is_passed_over = np.zeros(len(rows) + 1, np.bool_)
+
+    def right(self, place: int) -> tuple[int, int, int]:
+        """Return what makes jobs alike: gang, queue and priority."""
+        return int(self.gang[place]), int(self._queue[place]), int(self._priority[place])
+
+    def consider_all(self, starts_s: list[float]) -> None:
+        """Pass over nobody any more: the books have changed, or what is promised."""
+        self._is_passed_over[:] = False
+        self.tier = np.searchsorted(np.array(starts_s), self.ends_s)
+
+    def pass_over_alike(self, place: int) -> None:
+        """Pass over all who come later, are alike and see the same books."""
+        rest = slice(place + 1, len(self.rows))
+        self._is_passed_over[rest] |= (
+            (self.gang[rest] == self.gang[place])
+            & (self._queue[rest] == self._queue[place])
+            & (self._priority[rest] == self._priority[place])
+            & (self.tier[rest] == self.tier[place])
+            & self.is_pending[rest]
+        )
+
+    def next_after(self, place: int) -> int:
+        """Return the next place that is not passed over."""
+        rest = self._is_passed_over[place + 1 :]
+        return place + 1 + int(rest.argmin()) if len(rest) else place + 1
+
+
+UNTOLD = Unplaced(cause=Cause.GANG)
+"""The reason of those whose reason nobody wants to know."""
+
+
 class _Cycle:
     """One run of `decide`."""
 
-    def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        policy: Policy,
+        *,
+        books: Books | None = None,
+        gives_reasons: bool = True,
+    ) -> None:
+        self._gives_reasons = gives_reasons
         self._round = policy.rounds(snapshot) if policy.rounds is not None else None
         if self._round is not None:
             order, may_preempt = self._round.order, self._round.may_preempt
             policy = replace(policy, order=order, may_preempt=may_preempt)
         self._snapshot = snapshot
         self._policy = policy
-        self._draft = Draft(snapshot, policy.score, policy.levels)
+        self._draft = (books or Books()).draft_of(snapshot, policy.score, policy.levels)
         self._preemption = Preemption(
             self._draft, policy.may_preempt, are_equals_alike=self._round is None
         )
@@ -155,13 +218,14 @@ class _Cycle:
         self._variants: dict[tuple[int, tuple[Want, ...]], int] = {}
         self._backfill = Backfill(self._draft, policy)
         self._without_room: list[int] = []  # job rows that only capacity holds back
+        self._waiting = snapshot.waiting_rows()
 
     def run(self) -> Plan:
         self._stop_what_must_stop()
-        waiting = self._snapshot.waiting_rows()
+        waiting = self._waiting
         may_start = self._snapshot.may_start(waiting)
         self._serve(self._policy.order(self._snapshot, waiting[may_start]))
-        for row in waiting[~may_start].tolist():
+        for row in waiting[~may_start].tolist() if self._gives_reasons else ():
             reason = why_not_yet(self._snapshot, row)
             assert reason is not None
             self._unplaced[self._snapshot.job_at(row).id] = reason
@@ -169,7 +233,7 @@ class _Cycle:
             now_s=self._snapshot.now_s,
             placements=tuple(self._placements),
             evictions=tuple(self._evictions),
-            unplaced=self._unplaced,
+            unplaced=self._unplaced if self._gives_reasons else {},
             expected_start_at_s=self._backfill.expected_start_at_s(),
             wake_at_s=self._wake_at_s(),
         )
@@ -189,39 +253,55 @@ class _Cycle:
     # Serving the waiting
 
     def _serve(self, rows: Rows) -> None:
-        jobs = self._snapshot.jobs
-        rights = zip(
-            jobs.gang[rows].tolist(),
-            jobs.queue[rows].tolist(),
-            jobs.priority[rows].tolist(),
-            strict=True,
-        )
-        is_pending = (jobs.phase[rows] == PHASE_CODE[JobPhase.PENDING]).tolist()
-        ends_s = self._backfill.ends_s(rows).tolist()
-        listed = list(zip(rows.tolist(), rights, is_pending, ends_s, strict=True))
-        for place in self._turns(rows):
-            row, right, is_whole, end_s = listed[place]
-            if self._draft.is_ending[row]:
-                continue
-            if self._draft.promises:
-                self._failed = self._failures.setdefault(self._draft.enter(end_s), _Failures())
-            else:
-                self._draft.enter(end_s)
-            if self._is_over_quota(right):
-                self._unplaced[self._snapshot.job_at(row).id] = self._over_quota[right[:2]]
-                continue
-            if not is_whole:
-                self._serve_service(row, right)
-            elif not self._is_hopeless(right):
-                self._serve_gang(row, right)
-            else:
-                self._leave(row, self._failed.no_room[right[0]])
+        listed = _Listed(self._snapshot, rows, ends_s=self._backfill.ends_s(rows))
+        if self._quotas is None:
+            self._serve_in_order(listed)
+            return
+        turns = Turns(self._quotas, rows) if self._quotas.tree.has_shares else range(len(rows))
+        for place in turns:
+            self._serve_one(listed, place)
 
-    def _turns(self, rows: Rows) -> Iterable[int]:
-        """Return in which order the places of `rows` are served."""
-        if self._quotas is None or not self._quotas.tree.has_shares:
-            return range(len(rows))
-        return Turns(self._quotas, rows)
+    def _serve_in_order(self, listed: "_Listed") -> None:
+        """Serve all, but for those who see what others like them failed on: these are left."""
+        place, n_rows = 0, len(listed.rows)
+        n_stopped, n_promises = len(self._evictions), len(self._draft.promises)
+        while place < n_rows:
+            self._serve_one(listed, place)
+            right = listed.right(place)
+            if len(self._evictions) != n_stopped or len(self._draft.promises) != n_promises:
+                n_stopped, n_promises = len(self._evictions), len(self._draft.promises)
+                listed.consider_all([promise.start_s for promise in self._draft.promises])
+            elif listed.is_pending[place] and self._is_hopeless(right):
+                listed.pass_over_alike(place)
+            following = listed.next_after(place)
+            for passed in range(place + 1, following):
+                self._leave_alike(listed, passed)
+            place = following
+
+    def _leave_alike(self, listed: "_Listed", place: int) -> None:
+        """Leave a job for which nothing was tried, as others like it failed."""
+        row = int(listed.rows[place])
+        self._without_room.append(row)
+        if self._gives_reasons:
+            failed = self._failures[int(listed.tier[place])]
+            reason = failed.no_room[int(listed.gang[place])]
+            self._unplaced[self._snapshot.job_at(row).id] = reason
+
+    def _serve_one(self, listed: "_Listed", place: int) -> None:
+        row, right = int(listed.rows[place]), listed.right(place)
+        if self._draft.is_ending[row]:
+            return
+        tier = self._draft.enter(float(listed.ends_s[place]))
+        if self._draft.promises:
+            self._failed = self._failures.setdefault(tier, _Failures())
+        if self._is_over_quota(right):
+            self._unplaced[self._snapshot.job_at(row).id] = self._over_quota[right[:2]]
+        elif not listed.is_pending[place]:
+            self._serve_service(row, right)
+        elif not self._is_hopeless(right):
+            self._serve_gang(row, right)
+        else:
+            self._leave(row, self._failed.no_room[right[0]])
 
     def _is_hopeless(self, right: tuple[int, int, int]) -> bool:
         gang = right[0]
@@ -328,6 +408,8 @@ class _Cycle:
         self._without_room.append(row)
 
     def _why(self, short: Shortfall, wants: tuple[Want, ...]) -> Unplaced:
+        if not self._gives_reasons:
+            return UNTOLD
         reason = why_unplaced(self._draft.now, short)
         kept = self._backfill.why(wants)
         if not kept:
@@ -396,9 +478,12 @@ class _Cycle:
 
     def _stop_what_must_stop(self) -> None:
         snapshot, jobs = self._snapshot, self._snapshot.jobs
-        running = snapshot.running_rows()
-        for row in running[jobs.deadline_at_s[running] <= snapshot.now_s].tolist():
-            self._stop(row, jobs.tasks[row], StopCause.TIME_LIMIT, "reached its time limit")
+        is_running = jobs.phase == PHASE_CODE[JobPhase.RUNNING]
+        if (is_running & (jobs.deadline_at_s <= snapshot.now_s)).any():
+            running = snapshot.running_rows()
+            for row in running[jobs.deadline_at_s[running] <= snapshot.now_s].tolist():
+                why = "reached its time limit"
+                self._stop(row, jobs.tasks[row], StopCause.TIME_LIMIT, why)
         for row in self._round.moves if self._round is not None else ():
             if not self._draft.is_evicted[row]:
                 why = "goes on where it is faster"
@@ -406,7 +491,7 @@ class _Cycle:
         leaving = self._nodes_to_leave()
         if not leaving:
             return
-        for row in running.tolist():
+        for row in snapshot.running_rows().tolist():
             if not self._draft.is_evicted[row]:
                 self._drain(row, leaving)
 
@@ -418,7 +503,9 @@ class _Cycle:
             for number, node in enumerate(nodes.kinds)
             if any(taint.effect is TaintEffect.NO_EXECUTE for taint in node.taints)
         ]
-        leave = (nodes.is_draining | np.isin(nodes.kind, kicking)) & ~nodes.is_removed
+        leave = nodes.is_draining & ~nodes.is_removed
+        if kicking:
+            leave |= np.isin(nodes.kind, kicking) & ~nodes.is_removed
         return {nodes.nodes[row].name for row in np.flatnonzero(leave)}
 
     def _drain(self, row: int, leaving: set[NodeName]) -> None:
@@ -459,8 +546,8 @@ class _Cycle:
     def _wake_at_s(self) -> float | None:
         """Return the next moment at which time alone changes the decision."""
         snapshot, jobs = self._snapshot, self._snapshot.jobs
-        waiting = snapshot.waiting_rows()
-        running = snapshot.running_rows()
+        waiting = self._waiting
+        running = np.flatnonzero(jobs.phase == PHASE_CODE[JobPhase.RUNNING])
         moments = np.concatenate(
             [
                 jobs.eligible_at_s[waiting],

@@ -13,13 +13,13 @@ the least that is free until then. `enter` chooses the tier that the next job se
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Levels, Shape, Task, TaskPhase
-from scheduler.core.ports import ClusterScore, DeviceChoice, NodeScore
+from scheduler.core.ports import NodeScore
 from scheduler.core.snapshot import (
     CPU,
     GPUS,
@@ -39,6 +39,12 @@ NO = -np.inf
 WITHOUT_END = 1 << 40
 """Copies of a shape that asks for nothing."""
 
+CHANGES_KEPT = 10_000
+"""Changes after which books that are kept forget the scores they know."""
+
+CHANGES_FORKED = 256
+"""Changes that scores may be behind to be worth copying."""
+
 SHAPES_KEPT = 512
 """Shapes whose scores a space remembers; at 10,000 nodes 45 MiB."""
 
@@ -54,6 +60,17 @@ class _Candidates:
     n_seen: int
     copies: IntColumn | None = None  # [N] how many fit, as of `n_counted` changes
     n_counted: int = 0
+
+    def since(self, n_changes: int) -> "_Candidates":
+        """Return a copy for books that have forgotten the first so many changes."""
+        is_counted = self.copies is not None and self.n_counted >= n_changes
+        return replace(
+            self,
+            score=self.score.copy(),
+            n_seen=self.n_seen - n_changes,
+            copies=self.copies.copy() if self.copies is not None and is_counted else None,
+            n_counted=self.n_counted - n_changes,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +124,50 @@ class Space:
         self._focus: BoolColumn | None = None
         self._open = nodes.is_open()
         self._score = score
-        self._choose_devices = (
-            score.choose_devices if isinstance(score, DeviceChoice) else capacity.choose_devices
-        )
-        self._sees_other_nodes = isinstance(score, ClusterScore) and score.sees_other_nodes
+        # Not `isinstance`: for protocols that costs more than all the rest of this.
+        self._choose_devices = getattr(score, "choose_devices", capacity.choose_devices)
+        self._sees_other_nodes = getattr(score, "sees_other_nodes", False)
         self._changed: list[int] = []  # rows, in the order of the changes
         self.version = [0] * len(nodes.nodes)  # changes of each row
         self._candidates: dict[Shape, _Candidates] = {}
+        self._n_kept = 0  # changes up to which the books were those of nodes
+
+    def fork(self) -> "Space":
+        """Return a copy that goes its own way; it knows the scores that this one knows."""
+        other = Space(self.nodes, self._score, self._levels)
+        first = max(len(self._changed) - CHANGES_FORKED, 0)
+        other._changed = self._changed[first:]
+        other._candidates = {
+            shape: known.since(first)
+            for shape, known in self._candidates.items()
+            if known.n_seen >= first
+        }
+        return other
+
+    def catch_up(self, nodes: NodeColumns, rows: Iterable[int]) -> None:
+        """Be the books of these nodes again, which changed on `rows` since the last time.
+
+        What was booked here meanwhile is forgotten. The nodes and their flags are the same.
+        """
+        if len(self._changed) > CHANGES_KEPT:
+            touched = set(self._changed[self._n_kept :]).union(rows)
+            self._changed.clear()
+            self._candidates.clear()
+            self._n_kept = 0
+        else:
+            touched = set(self._changed[self._n_kept :]).union(rows)
+        if touched:
+            index = np.array(sorted(touched), np.intp)
+            mine = self.nodes
+            mine.free[index] = nodes.free[index]
+            mine.device_free[index] = nodes.device_free[index]
+            mine.device_used[index] = nodes.device_used[index]
+            mine.device_memory_free[index] = nodes.device_memory_free[index]
+            mine.n_tasks[index] = nodes.n_tasks[index]
+            mine.n_by_width[index] = nodes.n_by_width[index]
+            for row in index.tolist():
+                self._note(row)
+        self._n_kept = len(self._changed)
 
     @property
     def tree(self) -> Tree:
@@ -352,11 +406,9 @@ class Space:
 class Draft:
     """A snapshot plus tentative decisions."""
 
-    def __init__(self, snapshot: Snapshot, score: NodeScore, levels: Levels = ()) -> None:
+    def __init__(self, snapshot: Snapshot, space: Space) -> None:
         self.snapshot = snapshot
-        self._score = score
-        self._levels = levels
-        self._tiers = [_Tier(self._books(snapshot.nodes))]
+        self._tiers = [_Tier(space)]
         self._tier = 0  # the one in force
         self._end_s = np.inf  # when the job that is served is expected to leave
         self.promises: list[Promise] = []  # by their start
@@ -369,9 +421,6 @@ class Draft:
             tasks = snapshot.jobs.tasks[row]
             stopping = [task for task in tasks if task.phase is TaskPhase.STOPPING]
             self.release(self.open_later(), int(row), stopping)
-
-    def _books(self, nodes: NodeColumns) -> Space:
-        return Space(nodes, self._score, self._levels)
 
     @property
     def now(self) -> Space:
@@ -387,7 +436,7 @@ class Draft:
         """Return the later books, opening them if nothing has been asked to stop yet."""
         for tier in self._tiers:
             if tier.later is None:
-                tier.later = self._books(tier.now.nodes)
+                tier.later = tier.now.fork()
         later = self.later
         assert later is not None
         return later
@@ -395,7 +444,7 @@ class Draft:
     def copy_of_later(self) -> Space:
         """Return books without promises, as of later, that nobody else sees."""
         least = self._tiers[0]
-        return self._books((least.later or least.now).nodes)
+        return (least.later or least.now).fork()
 
     # Promises
 
@@ -415,8 +464,8 @@ class Draft:
                     other.books.take(place.node, place.shape, place.devices)
         self.promises.insert(position, promise)
         below = self._tiers[position]
-        later = below.later and self._books(below.later.nodes)
-        self._tiers.insert(position + 1, _Tier(self._books(below.now.nodes), later))
+        later = below.later and below.later.fork()
+        self._tiers.insert(position + 1, _Tier(below.now.fork(), later))
         self._derive(promise.nodes, above=position)
 
     @property

@@ -307,9 +307,12 @@ class Lifecycle:
         if phase is JobPhase.PENDING:
             record.pending_since_s = at_s
         record.reason = reason
-        self.publish(record)
-        if phase.is_final:
+        if phase.is_final:  # its row goes, so there is nothing to write there
+            record.revision = self._state.revision
+            self._changes.jobs[record.id] = None
             self._finish(record)
+        else:
+            self.publish(record)
 
     def resume(self, record: JobRecord) -> None:
         """Let a suspended job wait again, or one that is on its way there."""

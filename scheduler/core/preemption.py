@@ -23,7 +23,7 @@ from scheduler.core.placement import (
     undo,
 )
 from scheduler.core.ports import PreemptionRule
-from scheduler.core.snapshot import CPU, BoolColumn, FloatColumn, IntColumn, Snapshot
+from scheduler.core.snapshot import CPU, BoolColumn, FloatColumn, IntColumn, Rows, Snapshot
 from scheduler.core.subtrees import subtrees
 
 RESTART_S = 30.0
@@ -67,7 +67,7 @@ class Preemption:
         self._are_equals_alike = are_equals_alike  # else the rule looks at jobs
         self._draft = draft
         self._rule = rule
-        self._fair_game = draft.snapshot.preemptible_rows()
+        self._fair_game: Rows | None = None  # made when somebody asks
         self._held: Holdings | None = None  # by fair game, made when somebody asks
         self._cost_gpu_s = np.zeros(0)  # by job row
         self._n_looks = 0
@@ -159,13 +159,18 @@ class Preemption:
     def _allowed(self, row: int) -> BoolColumn:
         """Return which job rows may be stopped for that one."""
         draft = self._draft
-        allowed = self._rule(draft.snapshot, row, self._fair_game)
+        allowed = self._rule(draft.snapshot, row, self._game())
         allowed = allowed[~draft.is_evicted[allowed]]
         if len(allowed):
             allowed = allowed[draft.is_clear()[allowed]]
         is_allowed = np.zeros(len(draft.is_evicted), np.bool_)
         is_allowed[allowed] = True
         return is_allowed
+
+    def _game(self) -> Rows:
+        if self._fair_game is None:
+            self._fair_game = self._draft.snapshot.preemptible_rows()
+        return self._fair_game
 
     def _prices(self, held: Holdings, n_tasks: int) -> FloatColumn:
         """Return what stopping each job costs per task placed: a wide one may serve several."""
@@ -178,7 +183,7 @@ class Preemption:
         if self._held is None:
             jobs = self._draft.snapshot.jobs
             is_game = np.zeros(len(jobs.jobs), np.bool_)
-            is_game[self._fair_game] = True
+            is_game[self._game()] = True
             held = holdings_of(self._draft.snapshot).of(is_game)
             self._cost_gpu_s = _costs(self._draft.snapshot, held)
             order = np.lexsort((-jobs.sequence, jobs.priority, self._cost_gpu_s))

@@ -7,7 +7,7 @@ writes to one that a snapshot still holds. Rows are of no meaning outside one sn
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -328,6 +328,34 @@ _JOB_DTYPES: Mapping[str, type[np.generic]] = {
 }
 
 
+class ChangeLog:
+    """Rows whose contents changed, in order; only ever appended to.
+
+    `layout` numbers the tables as far as bookings do not change them: which nodes there are,
+    and whether they and their devices are open and healthy.
+    """
+
+    __slots__ = ("job_rows", "layout", "node_rows")
+
+    def __init__(self) -> None:
+        self.node_rows: list[int] = []
+        self.job_rows: list[int] = []  # whose live tasks changed
+        self.layout = 0
+
+    def mark(self) -> "Mark":
+        """Return where the log ends now."""
+        return Mark(self, len(self.node_rows), len(self.job_rows), self.layout)
+
+
+class Mark(NamedTuple):
+    """A moment in a log of changes."""
+
+    log: ChangeLog
+    n_node_rows: int
+    n_job_rows: int
+    layout: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
 class Snapshot:
     """The cluster at `now_s`. Safe to read from another thread while the state moves on.
@@ -345,6 +373,7 @@ class Snapshot:
     tree: QueueTree
     queue_used: IntColumn  # [queues, resources of the tree] by live tasks, without children
     origin: "Snapshot | None" = None  # of a hypothesis: keeps the tables from being reused
+    mark: Mark | None = None  # what has changed before it; None: nobody wrote that down
 
     def waiting_rows(self) -> Rows:
         """Return the jobs that want tasks placed: pending ones, and services short of some."""
@@ -474,4 +503,6 @@ class Snapshot:
         jobs.is_preemptible[row] = job.spec.preemptible
         jobs.run_s[row], jobs.longest_run_s[row] = run_s_of(job.spec)
         jobs.min_runtime_s[row] = job.spec.min_runtime_s
-        return replace(self, jobs=jobs, gangs=[*self.gangs, gang_of(job)], origin=self)
+        return replace(
+            self, jobs=jobs, gangs=[*self.gangs, gang_of(job)], origin=self, mark=None
+        )

@@ -44,15 +44,20 @@ from scheduler.core.snapshot import (
     N_WIDTHS,
     NEVER_S,
     PHASE_CODE,
+    ChangeLog,
     Gang,
     IntColumn,
     JobColumns,
+    Mark,
     NodeColumns,
     Snapshot,
     gang_of,
     kind_of,
     run_s_of,
 )
+
+CHANGES_KEPT = 200_000
+"""Changed rows that are remembered for books that are kept from decision to decision."""
 
 FIRST_ROWS = 64
 """Rows the job table starts with; it doubles when it is full."""
@@ -88,6 +93,7 @@ class ClusterState:
         self._free_rows: list[int] = []
         self._node_table = NodeColumns.empty()
         self._job_table = JobColumns.empty()
+        self._log = ChangeLog()
         self._node_readers: list[ReferenceType[Snapshot]] = []
         self._job_readers: list[ReferenceType[Snapshot]] = []
 
@@ -102,10 +108,17 @@ class ClusterState:
             queues=self.tree.queues,
             tree=self.tree,
             queue_used=self._queue_used[:, self._columns],
+            mark=self._marked(),
         )
         self._node_readers.append(ref(snapshot))
         self._job_readers.append(ref(snapshot))
         return snapshot
+
+    def _marked(self) -> Mark:
+        log = self._log
+        if len(log.node_rows) + len(log.job_rows) > CHANGES_KEPT:
+            self._log = log = ChangeLog()  # whoever keeps books begins anew
+        return log.mark()
 
     def _nodes(self) -> NodeColumns:
         """Return the node table for writing."""
@@ -233,7 +246,9 @@ class ClusterState:
     def bind(self, record: JobRecord, task: Task) -> None:
         """Give a task its place. The caller has checked that it fits."""
         nodes = self._nodes()
-        capacity.take(nodes, nodes.row_of[task.node], self.shape(record, task), task.devices)
+        row = nodes.row_of[task.node]
+        capacity.take(nodes, row, self.shape(record, task), task.devices)
+        self._log.node_rows.append(row)
         self._use(record, task, sign=1)
         self.tasks_on[task.node][task.id] = None
         record.tasks[task.id] = task
@@ -241,7 +256,9 @@ class ClusterState:
     def release(self, record: JobRecord, task: Task) -> None:
         """Give the place of a task that has ended back."""
         nodes = self._nodes()
-        capacity.give(nodes, nodes.row_of[task.node], self.shape(record, task), task.devices)
+        row = nodes.row_of[task.node]
+        capacity.give(nodes, row, self.shape(record, task), task.devices)
+        self._log.node_rows.append(row)
         self._use(record, task, sign=-1)
         del self.tasks_on[task.node][task.id]
 
@@ -273,6 +290,8 @@ class ClusterState:
 
     def fit_together(self, record: JobRecord, tasks: list[Task]) -> bool:
         """Return whether all the tasks' places hold at once; they are tried and undone."""
+        if len(tasks) == 1:
+            return self.fits(record, tasks[0])
         nodes = self._nodes()
         tried: list[Task] = []
         for task in tasks:
@@ -304,6 +323,7 @@ class ClusterState:
     def add_node(self, node: Node) -> None:
         """Append a row for a new node."""
         nodes = self._nodes()
+        self._log.layout += 1
         n_devices = max(nodes.device_free.shape[1], len(node.gpus))
 
         def devices(table: NDArray[np.int64], fill: int) -> NDArray[np.int64]:
@@ -343,6 +363,7 @@ class ClusterState:
     def replace_node(self, node: Node) -> None:
         """Give a known node another shape. The caller has checked that its tasks still fit."""
         nodes = self._nodes()
+        self._log.layout += 1
         row = nodes.row_of[node.name]
         old = nodes.nodes[row]
         if len(old.gpus) != len(node.gpus) or old.gpus != node.gpus:
@@ -368,6 +389,7 @@ class ClusterState:
         if self.tasks_on.pop(name):
             raise InvariantError(f"node {name} is removed under its tasks")
         nodes.is_removed[row] = True
+        self._log.layout += 1
         self.node_reason.pop(name, None)
         if nodes.is_removed.sum() * 2 > max(len(nodes.nodes), FIRST_ROWS):
             self._node_table = nodes.without_removed()
@@ -385,6 +407,7 @@ class ClusterState:
         """Change the given flags of a node; return whether any of them changed."""
         before = self.node_view(name)
         nodes = self._nodes()
+        self._log.layout += 1
         row = nodes.row_of[name]
         if is_up is not None:
             nodes.is_up[row] = is_up

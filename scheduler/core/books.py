@@ -1,0 +1,46 @@
+"""What a decision leaves for the next one: books that are brought up to date, not made anew.
+
+Whoever decides on snapshots of one engine again and again keeps one `Books` and hands it to
+`decide`. Decisions are the same with and without: the state logs which rows changed, and only
+these are looked at again. One decision at a time.
+"""
+
+from scheduler.core.draft import Draft, Space
+from scheduler.core.model import Levels
+from scheduler.core.ports import NodeScore
+from scheduler.core.snapshot import Mark, Snapshot
+
+
+class Books:
+    """The books of what is free now, as of the latest snapshot decided on."""
+
+    def __init__(self) -> None:
+        self._space: Space | None = None
+        self._score: NodeScore | None = None
+        self._levels: Levels = ()
+        self._mark: Mark | None = None
+
+    def draft_of(self, snapshot: Snapshot, score: NodeScore, levels: Levels) -> Draft:
+        """Return a draft of the snapshot. It must not be used beyond the next one."""
+        mark = snapshot.mark
+        if mark is None:
+            return Draft(snapshot, Space(snapshot.nodes, score, levels))
+        is_alike = score is self._score and levels == self._levels
+        if self._space is None or not is_alike or not self._follows(mark):
+            self._space = Space(snapshot.nodes, score, levels)
+        else:
+            assert self._mark is not None
+            changed = mark.log.node_rows[self._mark.n_node_rows : mark.n_node_rows]
+            self._space.catch_up(snapshot.nodes, changed)
+        self._mark, self._score, self._levels = mark, score, levels
+        return Draft(snapshot, self._space)
+
+    def _follows(self, mark: Mark) -> bool:
+        """Return whether the log tells all that changed since the latest snapshot."""
+        last = self._mark
+        return (
+            last is not None
+            and last.log is mark.log
+            and last.layout == mark.layout
+            and last.n_node_rows <= mark.n_node_rows
+        )
