@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scheduler.core.model import MILLI, JobKind, JobPhase, StopCause
 from scheduler.core.preemption import RESTART_S
-from scheduler.core.queue_tree import QueueTree
+from scheduler.core.queue_tree import FIRST_TYPE, GPU, QueueTree
 from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
 
 Array = NDArray[np.float64]
@@ -142,6 +142,7 @@ def _contestants(snapshot: Snapshot) -> Rows:
     waiting = waiting[snapshot.may_start(waiting)]
     running = snapshot.running_rows()
     stopping = np.flatnonzero(jobs.phase == PHASE_CODE[JobPhase.STOPPING])
+    stopping = snapshot.in_scope(stopping)
     coming_back = [
         row
         for row in stopping.tolist()
@@ -159,7 +160,10 @@ def _contestants(snapshot: Snapshot) -> Rows:
 
 
 def _capacity(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> Array:
-    """Return the GPUs of each type on open nodes, less what others than `rows` hold."""
+    """Return the GPUs of each type on open nodes, less what others than `rows` hold.
+
+    For the jobs of a queue no more than its limits, and those above it, allow.
+    """
     nodes, jobs = snapshot.nodes, snapshot.jobs
     column = {name: k for k, name in enumerate(gpu_types)}
     there = np.zeros(len(gpu_types))
@@ -175,7 +179,18 @@ def _capacity(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> Arr
             if task.devices and is_open[node]:
                 gpu_milli = shapes[task.id.role].total_gpu_milli
                 there[column[nodes.nodes[node].gpu_type]] -= gpu_milli / MILLI
-    return np.maximum(there, 0.0)
+    return _within_limits(snapshot, np.maximum(there, 0.0), gpu_types)
+
+
+def _within_limits(snapshot: Snapshot, there: Array, gpu_types: tuple[str, ...]) -> Array:
+    if snapshot.scope is None or snapshot.scope.queue is None or not there.any():
+        return there
+    tree = snapshot.tree
+    ceiling = tree.ceiling[tree.paths[snapshot.scope.queue]].min(axis=0) / MILLI
+    columns = [FIRST_TYPE + tree.gpu_types.index(name) for name in gpu_types]
+    there = np.minimum(there, ceiling[columns])
+    within: Array = there * min(1.0, ceiling[GPU] / max(there.sum(), 1.0))
+    return within
 
 
 def _where(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> NDArray[np.intp]:

@@ -56,7 +56,7 @@ def dominant_resource_fairness(snapshot: Snapshot, rows: Rows) -> Rows:
     )
     there = capacity > 0
     used: dict[str, FloatColumn] = {}
-    held = np.flatnonzero([bool(tasks) for tasks in jobs.tasks])
+    held = snapshot.in_scope(np.flatnonzero([bool(tasks) for tasks in jobs.tasks]))
     for row in held.tolist():
         job = snapshot.job_at(row)
         shapes = {role.name: role.shape for role in job.spec.roles}

@@ -181,9 +181,10 @@ def policy_named(
 ) -> Policy:
     """Return the policy of that name; InvalidInput names the ones there are.
 
-    `score` names another score than the policy's own; see `score_named`.
+    `score` names another score than the policy's own; see `score_named`. Queues may name any of
+    ours for the jobs in them.
     """
-    policy = POLICIES.get(name) or _policy_from_outside(name)
+    policy = replace(POLICIES.get(name) or _policy_from_outside(name), inside=POLICIES)
     return policy if score is None else replace(policy, score=score_named(score, snapshot))
 
 
@@ -196,7 +197,9 @@ def _policy_from_outside(name: str) -> Policy:
 
 
 def in_rounds_of(policy: Policy, round_s: float) -> Policy:
-    """Return the policy with turns of that length, if it has turns."""
+    """Return the policy, and those inside queues, with turns of that length, if any."""
+    inside = {name: in_rounds_of(other, round_s) for name, other in policy.inside.items()}
+    policy = replace(policy, inside=inside)
     if not isinstance(policy.rounds, Rounds):
         return policy
     return replace(policy, rounds=replace(policy.rounds, round_s=round_s))

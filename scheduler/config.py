@@ -240,6 +240,8 @@ class DaemonConfig(_Section):
     web_listen: HostAndPort | None = DEFAULT_WEB_LISTEN  # metrics and health; null: off
     folder: FilePath = Field(default_factory=lambda: platformdirs.user_state_path("lepton"))
     policy: Annotated[str, AfterValidator(_known_policy)] = "priority"
+    queue_policies: tuple[Annotated[str, AfterValidator(_known_policy)], ...] = ()
+    """Policies from outside that queues may name; they may name Lepton's own anyway."""
     score: Annotated[str, AfterValidator(_known_score)] = "best-fit"  # where tasks go best
     backfill: BackfillConfig = BackfillConfig()
     topology: tuple[LevelConfig, ...] = tuple(  # outermost first; nodes are the level `host`

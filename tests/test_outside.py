@@ -184,7 +184,7 @@ def test_scores_and_choices_of_devices_are_blamed_too(install: Install) -> None:
 
 def test_names_are_told_apart(install: Install) -> None:
     install(BACKWARDS.replace("backwards", "fifo"), dist="third", policies="fifo")
-    assert policy_named("fifo") is POLICIES["fifo"]
+    assert policy_named("fifo") == POLICIES["fifo"]
     install(BACKWARDS, policies="backwards")
     install(BACKWARDS, policies="backwards")  # the same one, on the path once more
     assert policy_named("backwards").name == "backwards"

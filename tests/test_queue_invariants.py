@@ -72,6 +72,7 @@ class Tenants:
             may_preempt=pick(
                 [QueuePreemption.ANYWHERE, QueuePreemption.ANYWHERE, *QueuePreemption]
             ),
+            policy=pick(["", "", "", "fifo", "priority", "shortest_job"]),
         )
         # One that makes no sense, adding up to too much, is refused: others have to do.
         self.cluster.observe(_put(self.cluster, queue))
@@ -252,6 +253,8 @@ class Tenants:
             if victim.job.spec.queue == asker.job.spec.queue:
                 at_home.update(q.name for q in self.line(victim.job.spec.queue))
                 assert victim.job.spec.priority < asker.job.spec.priority
+                named = [q.policy for q in self.line(victim.job.spec.queue) if q.policy]
+                assert [*named, self.cluster.policy.name][0] == "priority"
                 self.counts["by priority"] += 1
         after = self.used(but=evicted)
         for eviction in plan.evictions:

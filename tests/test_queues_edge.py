@@ -37,6 +37,7 @@ EVERYTHING = Queue(
     max_priority=0,
     max_jobs=100,
     may_preempt=QueuePreemption.IN_QUEUE,
+    policy="drf",
 )
 
 
@@ -67,6 +68,7 @@ def test_a_queue_of_an_older_version_is_read_with_defaults() -> None:
         ("max_priority", pb.Queue(name="q", max_priority=2_000_000_000)),
         ("max_jobs", pb.Queue(name="q", max_jobs=-1)),
         ("may_preempt", pb.Queue(name="q", may_preempt=9)),
+        ("policy", pb.Queue(name="q", policy="no good")),
     ],
 )
 def test_bad_fields_are_named(field: str, message: pb.Queue) -> None:
@@ -116,13 +118,16 @@ def cluster() -> Iterator[FakeCluster]:
 def test_a_queue_is_put_as_people_write_it(cluster: FakeCluster) -> None:
     words = "--parent lab --guaranteed gpus:A100=8,cpus=64 --limit gpus=16,memory=1Ti"
     more = "--borrow none --weight 2 --keep --max-priority 5 --max-jobs 9 --preempt never"
-    put = ("queue", "put", "vision", *words.split(), *more.split())
+    put = ("queue", "put", "vision", *words.split(), *more.split(), "--policy", "drf")
     assert lepton(*put, cluster=cluster).exit_code == 0
     queue = cluster.queues["vision"]
     assert dict(queue.guaranteed) == {"gpu_milli:A100": 8_000, "cpu_milli": 64_000}
     assert dict(queue.limit) == {"gpu_milli": 16_000, "memory_mib": 1 << 20}
     assert (queue.parent, queue.weight, queue.is_lender) == ("lab", 2.0, False)
     assert queue.may_preempt == pb.QUEUE_PREEMPTION_NEVER
+    assert queue.policy == "drf"
+    assert lepton("queue", "put", "vision", "--policy", "none", cluster=cluster).exit_code == 0
+    assert not cluster.queues["vision"].policy
     assert lepton("queue", "put", "vision", "--limit", "none", cluster=cluster).exit_code == 0
     queue = cluster.queues["vision"]
     assert not queue.limit

@@ -52,6 +52,7 @@ QUEUE_COLUMNS = (
     Column(title="GUARANTEED", is_wide=True),
     Column(title="LIMIT", is_wide=True),
     Column(title="BORROWED", is_wide=True),
+    Column(title="POLICY", is_wide=True),
     Column(title="SUBMITTERS", is_flexible=True),
     Column(title="ADMINS", is_flexible=True),
 )
@@ -191,6 +192,7 @@ def _queue_row(queue: pb.Queue, depth: int) -> Row:
         amounts_text(queue.guaranteed),
         amounts_text(queue.limit),
         amounts_text(borrowed(queue.used, queue.guaranteed)),
+        queue.policy,
         ",".join(queue.submitters) or "everybody",
         ",".join(queue.admins),
     )

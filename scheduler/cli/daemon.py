@@ -133,6 +133,8 @@ def policy_for(config: DaemonConfig, snapshot: "Snapshot | None" = None) -> "Pol
     from scheduler.core.ports import Backfilling
 
     policy = policy_named(config.policy, score=config.score, snapshot=snapshot)
+    others = {name: policy_named(name) for name in config.queue_policies}
+    policy = replace(policy, inside={**policy.inside, **others})
     return replace(
         in_rounds_of(policy, config.round_s),
         levels=config.levels(),

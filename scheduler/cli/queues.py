@@ -106,6 +106,9 @@ def put(
     preempt: Annotated[
         Preempt | None, typer.Option(help="Whom its jobs may stop, if the policy allows.")
     ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="By which its jobs are served; none: the parent's.")
+    ] = None,
 ) -> None:
     """Make a queue, or change one: what you do not name stays as it is.
 
@@ -116,6 +119,7 @@ def put(
       lepton queue put vision --parent lab --guaranteed gpus=8,gpus:A100=4
       lepton queue put vision --borrow gpus=4     at most 4 GPUs of others
       lepton queue put vision --limit none        no limits any more
+      lepton queue put vision --policy drf        its jobs are served by another policy
     """
     from scheduler.cli.amounts import parse_amounts
     from scheduler.cli.connection import run
@@ -139,6 +143,7 @@ def put(
         "default_priority": default_priority,
         "max_priority": max_priority,
         "max_jobs": max_jobs,
+        "policy": "" if policy == "none" else policy,
         "may_preempt": preempt and getattr(pb, f"QUEUE_PREEMPTION_{preempt.upper()}"),
     }
 

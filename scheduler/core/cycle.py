@@ -39,6 +39,7 @@ from scheduler.core.placement import (
 from scheduler.core.plan import Cause, Eviction, Placement, Plan, Unplaced
 from scheduler.core.ports import Policy
 from scheduler.core.preemption import Preemption, Victim
+from scheduler.core.queue_policies import round_of
 from scheduler.core.queue_turns import Turns
 from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.reasons import why_not_yet, why_unplaced
@@ -98,7 +99,8 @@ def as_if_submitted(snapshot: Snapshot, spec: JobSpec) -> Snapshot:
 
 def n_ahead(snapshot: Snapshot, policy: Policy, job_id: JobId) -> int:
     """Return how many waiting jobs the policy serves before that one; 0 if it may not start."""
-    rule = policy.order if policy.rounds is None else policy.rounds(snapshot).order
+    turn = round_of(snapshot, policy)
+    rule = policy.order if turn is None else turn.order
     waiting = snapshot.waiting_rows()
     order = rule(snapshot, waiting[snapshot.may_start(waiting)])
     ahead = np.flatnonzero([snapshot.job_at(row).id == job_id for row in order.tolist()])
@@ -191,7 +193,7 @@ class _Cycle:
         gives_reasons: bool = True,
     ) -> None:
         self._gives_reasons = gives_reasons
-        self._round = policy.rounds(snapshot) if policy.rounds is not None else None
+        self._round = round_of(snapshot, policy)
         if self._round is not None:
             order, may_preempt = self._round.order, self._round.may_preempt
             policy = replace(policy, order=order, may_preempt=may_preempt)
@@ -199,7 +201,9 @@ class _Cycle:
         self._policy = policy
         self._draft = (books or Books()).draft_of(snapshot, policy.score, policy.levels)
         self._preemption = Preemption(
-            self._draft, policy.may_preempt, are_equals_alike=self._round is None
+            self._draft,
+            policy.may_preempt,
+            are_equals_alike=self._round is None or self._round.are_equals_alike,
         )
         self._placements: list[Placement] = []
         self._evictions: list[Eviction] = []

@@ -365,6 +365,7 @@ class Queue:
     max_priority: int | None = None
     max_jobs: int = 0  # live ones, those of its children too; 0: any number
     may_preempt: QueuePreemption = QueuePreemption.ANYWHERE
+    policy: str = ""  # by which jobs here and below are served; empty: the parent's
 
 
 DEFAULT_QUEUE = Queue(name=QueueName("default"))

@@ -81,6 +81,8 @@ class Round:
     """Running job rows that stop in order to start again elsewhere."""
     wake_at_s: float = np.inf
     """When the next round begins; infinite: it would change nothing."""
+    are_equals_alike: bool = False
+    """Whether jobs of equal gang, queue and priority may stop the same others."""
 
 
 class RoundRule(Protocol):
@@ -107,6 +109,8 @@ class Policy:
     may_preempt: PreemptionRule
     score: NodeScore
     rounds: RoundRule | None = None
+    inside: Mapping[str, "Policy"] = field(default_factory=dict, compare=False, repr=False)
+    """The policies that queues may name, for the jobs in them; see `queue_policies`."""
     backfill: Backfilling = Backfilling.EASY
     backfill_depth: int = 8
     """How many gangs conservative backfill keeps places for at once."""

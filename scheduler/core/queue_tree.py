@@ -40,7 +40,7 @@ class QueueTree:
     ceiling: IntColumn  # [n + 1, R] limit and borrowing limit, whichever is less
     is_started: BoolColumn  # [n] and all above it
     default_priority: IntColumn  # [n]
-    has_shares: bool  # somebody weighs more, is guaranteed something or has a parent
+    has_shares: bool  # somebody weighs more, has a guarantee, a parent or a policy
     has_ceilings: bool
     has_guarantees: bool
     has_reserves: bool  # somebody does not lend what is guaranteed
@@ -71,7 +71,9 @@ class QueueTree:
             ceiling=ceiling,
             is_started=_all_above(queues, paths),
             default_priority=_default_priorities(queues, paths),
-            has_shares=any(q.parent or q.weight != 1.0 or q.guaranteed for q in known),
+            has_shares=any(
+                q.parent or q.weight != 1.0 or q.guaranteed or q.policy for q in known
+            ),
             has_ceilings=bool((ceiling < UNBOUNDED).any()),
             has_guarantees=bool(guaranteed.any()),
             has_reserves=bool(guaranteed[_keepers(queues)].any()),

@@ -356,6 +356,14 @@ class Mark(NamedTuple):
     layout: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scope:
+    """The jobs that a policy decides on, if not all of them."""
+
+    is_mine: BoolColumn  # by job row
+    queue: int | None  # whose policy it is, with all below it; None: of the cluster's
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True, eq=False)
 class Snapshot:
     """The cluster at `now_s`. Safe to read from another thread while the state moves on.
@@ -374,12 +382,17 @@ class Snapshot:
     queue_used: IntColumn  # [queues, resources of the tree] by live tasks, without children
     origin: "Snapshot | None" = None  # of a hypothesis: keeps the tables from being reused
     mark: Mark | None = None  # what has changed before it; None: nobody wrote that down
+    scope: Scope | None = None  # what a policy inside a queue sees: its own jobs only
+
+    def in_scope(self, rows: Rows) -> Rows:
+        """Return those of the rows that are in scope."""
+        return rows if self.scope is None else rows[self.scope.is_mine[rows]]
 
     def waiting_rows(self) -> Rows:
         """Return the jobs that want tasks placed: pending ones, and services short of some."""
         is_pending = self.jobs.phase == PHASE_CODE[JobPhase.PENDING]
         is_short = (self.jobs.phase == PHASE_CODE[JobPhase.RUNNING]) & (self.jobs.n_missing > 0)
-        return np.flatnonzero(is_pending | is_short)
+        return self.in_scope(np.flatnonzero(is_pending | is_short))
 
     def may_start(self, rows: Rows) -> BoolColumn:
         """Return which of the waiting rows nothing but capacity holds back."""
@@ -390,7 +403,7 @@ class Snapshot:
 
     def running_rows(self) -> Rows:
         """Return the jobs with live tasks that were not all asked to stop, as they arrived."""
-        rows = np.flatnonzero(self.jobs.phase == PHASE_CODE[JobPhase.RUNNING])
+        rows = self.in_scope(np.flatnonzero(self.jobs.phase == PHASE_CODE[JobPhase.RUNNING]))
         return rows[np.argsort(self.jobs.sequence[rows])]
 
     def preemptible_rows(self) -> Rows:

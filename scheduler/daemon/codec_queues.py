@@ -62,6 +62,7 @@ def queue_from(message: cluster_pb2.Queue, limits: Limits) -> Queue:
         max_priority=max_priority,
         max_jobs=check_int("max_jobs", message.max_jobs, 0, limits.max_live_jobs),
         may_preempt=may_preempt,
+        policy=message.policy and check_name("policy", message.policy, limits.max_name_length),
     )
 
 
@@ -106,4 +107,5 @@ def queue_message(
         max_jobs=queue.max_jobs,
         may_preempt=_PREEMPTIONS_TO_WIRE[queue.may_preempt],
         used=dict(used),
+        policy=queue.policy,
     )

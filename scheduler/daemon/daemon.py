@@ -116,6 +116,14 @@ class Daemon:
         self._time.go_on_from(self._last_at_s)
         self.watch = WatchHub(self.engine.revision, to_wire=self._to_wire, find=self.find)
         self.journal.on_change(self._journal_changed)
+        for queue in self.engine.queues():
+            if queue.policy and queue.policy not in self.policy.inside:
+                log.warning(
+                    "queue %s names policy %r, which is not there: its jobs are served by %s",
+                    queue.name,
+                    queue.policy,
+                    self.policy.name,
+                )
         live = self.engine.live_starts()
         log.info(
             "recovered revision %d: replayed %d events, %d live tasks",

@@ -101,6 +101,10 @@ class ClusterService:
             queue = queue_from(request.queue, self._limits)
         except InvalidInput as error:
             raise within("queue", error) from None
+        known = self._daemon.policy.inside
+        if queue.policy and queue.policy not in known:
+            rule = f"must be one of {', '.join(known)}, not {queue.policy!r}"
+            raise InvalidInput("queue.policy", rule)
         self._refuse_strangers(call, queue.name, queue.parent)
         event = QueuePut(at_s=self._daemon.now_s(), queue=queue, by=call.caller.user)
         accepted(await self._daemon.execute(event))

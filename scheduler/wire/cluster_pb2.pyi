@@ -1822,6 +1822,7 @@ class Queue(_message.Message):
     MAX_JOBS_FIELD_NUMBER: _builtins.int
     MAY_PREEMPT_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     is_open: _builtins.bool
     """default true"""
@@ -1843,6 +1844,8 @@ class Queue(_message.Message):
     max_jobs: _builtins.int
     """live ones, those below it too; 0: any number"""
     may_preempt: Global___QueuePreemption.ValueType
+    policy: _builtins.str
+    """by which jobs here and below it are served; empty: the parent's"""
     @_builtins.property
     def submitters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """empty: everybody"""
@@ -1889,10 +1892,11 @@ class Queue(_message.Message):
         max_jobs: _builtins.int = ...,
         may_preempt: Global___QueuePreemption.ValueType = ...,
         used: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        policy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "is_lender", b"is_lender", "is_open", b"is_open", "is_started", b"is_started", "max_priority", b"max_priority", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "admins", b"admins", "borrow_limit", b"borrow_limit", "default_priority", b"default_priority", "gpu_milli_used", b"gpu_milli_used", "guaranteed", b"guaranteed", "is_lender", b"is_lender", "is_open", b"is_open", "is_started", b"is_started", "limit", b"limit", "max_jobs", b"max_jobs", "max_priority", b"max_priority", "may_preempt", b"may_preempt", "n_pending", b"n_pending", "n_running", b"n_running", "name", b"name", "parent", b"parent", "submitters", b"submitters", "used", b"used", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "admins", b"admins", "borrow_limit", b"borrow_limit", "default_priority", b"default_priority", "gpu_milli_used", b"gpu_milli_used", "guaranteed", b"guaranteed", "is_lender", b"is_lender", "is_open", b"is_open", "is_started", b"is_started", "limit", b"limit", "max_jobs", b"max_jobs", "max_priority", b"max_priority", "may_preempt", b"may_preempt", "n_pending", b"n_pending", "n_running", b"n_running", "name", b"name", "parent", b"parent", "policy", b"policy", "submitters", b"submitters", "used", b"used", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__is_lender: _TypeAlias = _typing.Literal["is_lender"]  # noqa: Y015
     _WhichOneofArgType__is_lender: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender"]  # noqa: Y015
