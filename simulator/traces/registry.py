@@ -27,6 +27,8 @@ _MODULES = (
     "simulator.traces.philly",
     "simulator.traces.slurm",
     "simulator.traces.pai",
+    "simulator.traces.kubernetes",
+    "simulator.traces.prometheus",
     "simulator.traces.swf",
     "simulator.traces.gavel",
     "simulator.traces.openb",
