@@ -104,6 +104,11 @@ class FragmentationGradient:
         gains = self._fragments.gains(nodes, shape, rows)
         return self._points(gains.max(axis=1, initial=-np.inf) if gains.ndim > 1 else gains)
 
+    def points(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
+        """Return 1/2 for a node whose F stays the same, less the more it grows (a logistic)."""
+        score = self(nodes, shape, rows)
+        return score / 100.0 if self.in_points else logistic(score / MILLI)
+
     def choose_devices(
         self, nodes: NodeColumns, row: int, shape: Shape
     ) -> tuple[int, ...] | None:
@@ -124,7 +129,13 @@ class FragmentationGradient:
     def _points(self, gains: Scores) -> Scores:
         if not self.in_points:
             return gains
-        return np.trunc(100.0 / (1.0 + np.exp(np.minimum(-gains / 1000.0, 700.0))))
+        return np.trunc(100.0 * logistic(gains / MILLI))
+
+
+def logistic(numbers: Scores) -> Scores:
+    """Return numbers brought to 0..1, 0 to a half."""
+    curve: Scores = 1.0 / (1.0 + np.exp(np.minimum(-numbers, 700.0)))
+    return curve
 
 
 class _Fragments:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.fragmentation import NodeTypes, Scores, Workload
+from policies.fragmentation import NodeTypes, Scores, Workload, logistic
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Shape
 from scheduler.core.snapshot import CPU, GPUS, MEMORY, NodeColumns, Rows
@@ -58,6 +58,13 @@ class ValuePacking:
             return np.zeros(0)
         best: Scores = self._value.kept(nodes, shape, rows).max(axis=1)
         return best
+
+    def points(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
+        """Return 1/2 for a node that keeps all its value, less for less (a logistic).
+
+        Value counts in devices that are filled at best.
+        """
+        return logistic(self(nodes, shape, rows) / FILL)
 
     def choose_devices(
         self, nodes: NodeColumns, row: int, shape: Shape

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from policies import outside, programs
+from policies.circumstances import Health, Price
+from policies.combination import scaled_by_name
 from policies.contest import ShareProgram
 from policies.fragmentation import Workload, fgd, workload_of
 from policies.orderings import (
@@ -166,6 +168,7 @@ SCORES: Mapping[str, NodeScore] = {
     "dot-product": dot_product,
     "gpu-packing": gpu_packing,
     "gpu-clustering": gpu_clustering,
+    "price": Price(),
 }
 """The scores that look at a node and the task alone."""
 
@@ -176,8 +179,23 @@ AIMED_SCORES: Mapping[str, Callable[[NodeColumns, Workload], NodeScore]] = {
 """The scores that are made for a cluster and for the tasks expected on it."""
 
 
+TIMED_SCORES: Mapping[str, Callable[[float], NodeScore]] = {
+    "health": lambda now_s: Health(now_s=now_s),
+}
+"""The scores that look at what happened until now."""
+
+Score = str | Mapping[str, float]
+"""A score by its name, or several with their weights."""
+
+
+def is_aimed(score: Score) -> bool:
+    """Return whether a score is to be made anew from time to time, as jobs and nodes change."""
+    names = [score] if isinstance(score, str) else score
+    return any(name in {*AIMED_SCORES, *TIMED_SCORES} for name in names)
+
+
 def policy_named(
-    name: str, *, score: str | None = None, snapshot: Snapshot | None = None
+    name: str, *, score: Score | None = None, snapshot: Snapshot | None = None
 ) -> Policy:
     """Return the policy of that name; InvalidInput names the ones there are.
 
@@ -205,21 +223,36 @@ def in_rounds_of(policy: Policy, round_s: float) -> Policy:
     return replace(policy, rounds=replace(policy.rounds, round_s=round_s))
 
 
-def score_named(name: str, snapshot: Snapshot | None = None) -> NodeScore:
+def score_named(name: Score, snapshot: Snapshot | None = None) -> NodeScore:
     """Return the score of that name; InvalidInput names the ones there are.
+
+    A mapping of names to weights is their combination, each from 0 to 1 before it is weighed.
 
     One that is made for the tasks to come takes the live jobs of the snapshot for their like,
     and is the best fit as long as there are none. Ask again as the jobs change.
     """
+    if not isinstance(name, str):
+        return scaled_by_name(_weights(name), lambda part: score_named(part, snapshot))
     if name in SCORES:
         return SCORES[name]
+    if name in TIMED_SCORES:
+        return TIMED_SCORES[name](0.0 if snapshot is None else snapshot.now_s)
     if name not in AIMED_SCORES:
         found = outside.outsiders(outside.SCORE_GROUP)
         if name not in found:
-            names = ", ".join([*SCORES, *AIMED_SCORES, *found])
+            names = ", ".join([*SCORES, *AIMED_SCORES, *TIMED_SCORES, *found])
             raise InvalidInput("score", f"must be one of {names}, not {name!r}")
         return outside.score_of(found[name])
     workload = Workload.of({}) if snapshot is None else workload_of(snapshot)
     if snapshot is None or not workload.shapes:
         return best_fit
     return AIMED_SCORES[name](snapshot.nodes, workload)
+
+
+def _weights(weights: Mapping[str, float]) -> Mapping[str, float]:
+    if not weights:
+        raise InvalidInput("score", "must name at least one score")
+    for name, weight in weights.items():
+        if not 0.0 < weight < 1e9:
+            raise InvalidInput("score", f"the weight of {name} must be above 0")
+    return weights

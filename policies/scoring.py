@@ -53,6 +53,12 @@ def best_fit(nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
     return score
 
 
+def left_in_gpus(nodes: NodeColumns, rows: Rows) -> Scores:
+    """Return what is left on each node, weighed in GPUs."""
+    left: Scores = nodes.free[rows] @ _LEFT
+    return left
+
+
 def worst_fit(nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
     """Leave as much as possible on the node, weighed in GPUs: spread out, mix little.
 
@@ -130,6 +136,10 @@ class Random:
         """Return a number between 0 and 1 for each node."""
         names = [zlib.crc32(nodes.nodes[row].name.encode()) for row in rows.tolist()]
         return _uniform(np.array(names, np.uint64), _turn(nodes, self.seed))
+
+    def points(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
+        """Return the same: it is from 0 to 1 already."""
+        return self(nodes, shape, rows)
 
     def choose_devices(
         self, nodes: NodeColumns, row: int, shape: Shape

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import platformdirs
 from pydantic import (
@@ -60,19 +60,22 @@ def _from_file(value: Path, info: ValidationInfo) -> Path:
     return (folder / value.expanduser()).absolute()
 
 
+_Named = TypeVar("_Named", str, str | Mapping[str, float])
+
+
 def _known_policy(value: str) -> str:
     from policies.registry import policy_named  # numpy comes with it: only if there is a config
 
     return _known(policy_named, value)
 
 
-def _known_score(value: str) -> str:
+def _known_score(value: str | Mapping[str, float]) -> str | Mapping[str, float]:
     from policies.registry import score_named
 
     return _known(score_named, value)
 
 
-def _known(find: Callable[[str], object], value: str) -> str:
+def _known(find: Callable[[_Named], object], value: _Named) -> _Named:
     try:
         find(value)
     except InvalidInput as error:
@@ -242,7 +245,8 @@ class DaemonConfig(_Section):
     policy: Annotated[str, AfterValidator(_known_policy)] = "priority"
     queue_policies: tuple[Annotated[str, AfterValidator(_known_policy)], ...] = ()
     """Policies from outside that queues may name; they may name Lepton's own anyway."""
-    score: Annotated[str, AfterValidator(_known_score)] = "best-fit"  # where tasks go best
+    # Where tasks go best: the name of a score, or several with their weights.
+    score: Annotated[str | Mapping[str, float], AfterValidator(_known_score)] = "best-fit"
     backfill: BackfillConfig = BackfillConfig()
     topology: tuple[LevelConfig, ...] = tuple(  # outermost first; nodes are the level `host`
         LevelConfig(name=level.name, label=level.label) for level in DEFAULT_LEVELS

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from policies.registry import AIMED_SCORES, POLICIES, SCORES, in_rounds_of, policy_named
+from policies.registry import POLICIES, in_rounds_of, is_aimed, policy_named, score_named
 from scheduler.core.errors import InvalidInput
 from scheduler.core.ports import Backfilling, Policy
 from scheduler.core.snapshot import Snapshot
@@ -120,9 +120,8 @@ class Deciding:
             raise InvalidInput(
                 "policy", f"is {self.policy!r}; must be one of {', '.join(POLICIES)}"
             )
-        if self.score and self.score not in {*SCORES, *AIMED_SCORES}:
-            names = ", ".join([*SCORES, *AIMED_SCORES])
-            raise InvalidInput("score", f"is {self.score!r}; must be one of {names}")
+        if self.score:
+            score_named(self.score)
         if self.backfill and self.backfill not in set(Backfilling):
             raise InvalidInput(
                 "backfill", f"is {self.backfill!r}; must be one of {', '.join(Backfilling)}"
@@ -136,7 +135,7 @@ class Deciding:
     @property
     def is_aimed(self) -> bool:
         """Whether its score is made for the jobs there are, again and again."""
-        return self.score in AIMED_SCORES
+        return is_aimed(self.score)
 
     def made(self, snapshot: Snapshot | None = None) -> Policy:
         """Return the policy."""

@@ -72,6 +72,7 @@ def node_of(
     memory_mib: int = 512 * GIB,
     labels: Mapping[str, str] | None = None,
     taints: Iterable[Taint] = (),
+    price_usd_per_h: float = 0.0,
 ) -> Node:
     return Node(
         name=NodeName(name),
@@ -81,6 +82,7 @@ def node_of(
         gpus=tuple(Gpu(uuid=f"{name}-{i}", memory_mib=gpu_memory_mib) for i in range(gpus)),
         labels=tuple(sorted((labels or {}).items())),
         taints=tuple(taints),
+        price_usd_per_h=price_usd_per_h,
     )
 
 

@@ -99,7 +99,7 @@ def _with_options(
 
 
 async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") -> None:
-    from policies.registry import AIMED_SCORES
+    from policies.registry import is_aimed
     from scheduler.daemon.daemon import Daemon
     from scheduler.daemon.rpc import serve_rpc
     from scheduler.daemon.serving import run_daemon as serve
@@ -118,7 +118,7 @@ async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") ->
         config,
         journal=journal,
         policy=policy_for(config),
-        aim_policy=partial(policy_for, config) if config.score in AIMED_SCORES else None,
+        aim_policy=partial(policy_for, config) if is_aimed(config.score) else None,
         clock=clock,
         make_executor=lambda report: LocalExecutor(
             config.folder / "tasks", nodes, report=report, clock=clock, settings=settings

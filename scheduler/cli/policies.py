@@ -108,9 +108,9 @@ def _origin(found: "Outsider", known: Collection[str]) -> str:
 
 def _scores() -> list[_Entry]:
     from policies import outside
-    from policies.registry import AIMED_SCORES, SCORES
+    from policies.registry import AIMED_SCORES, SCORES, TIMED_SCORES
 
-    known = [*SCORES, *AIMED_SCORES]
+    known = [*SCORES, *AIMED_SCORES, *TIMED_SCORES]
     found = outside.outsiders(outside.SCORE_GROUP).values()
     listed = [(name, BUILT_IN) for name in known]
     listed += [(other.name, _origin(other, known)) for other in found]

@@ -52,6 +52,8 @@ class NodeDump:
     is_draining: bool
     unhealthy_gpus: tuple[int, ...] = ()
     reason: str = ""
+    n_failures: float = 0.0
+    failed_at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

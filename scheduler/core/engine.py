@@ -249,6 +249,7 @@ class Engine:
                 unhealthy_gpus=node.unhealthy_gpus,
                 reason=node.reason,
             )
+            state.set_failures(node.node.name, node.n_failures, node.failed_at_s)
         return engine
 
 
@@ -260,6 +261,8 @@ def _dump_node(view: NodeView) -> NodeDump:
         is_draining=view.is_draining,
         unhealthy_gpus=tuple(i for i, ok in enumerate(view.gpu_is_healthy) if not ok),
         reason=view.reason,
+        n_failures=view.n_failures,
+        failed_at_s=view.failed_at_s,
     )
 
 

@@ -38,6 +38,7 @@ def registered(
         state.set_node_flags(
             node.name, is_cordoned=view.is_cordoned, is_draining=view.is_draining
         )
+        state.set_failures(node.name, view.n_failures, view.failed_at_s)
         return
     for field in ("cpu_milli", "memory_mib"):
         used = getattr(old, field) - getattr(view, f"{field}_free")
@@ -83,12 +84,16 @@ def health_changed(
         raise Refused(
             Refusal.INVALID, f"node {event.name} has {n_devices} GPUs", "unhealthy_gpus"
         )
+    before = state.node_view(event.name)
+    fell_sick = any(before.gpu_is_healthy[device] for device in event.unhealthy_gpus)
     changes.is_repeat = not state.set_node_flags(
         event.name,
         is_up=event.is_up,
         unhealthy_gpus=event.unhealthy_gpus,
         reason=event.reason,
     )
+    if fell_sick or (before.is_up and not event.is_up):
+        state.note_failure(event.name)
 
 
 def cordoned(

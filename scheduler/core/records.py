@@ -146,3 +146,5 @@ class NodeView:
     gpu_is_healthy: tuple[bool, ...]
     n_tasks: int
     reason: str = ""
+    n_failures: float = 0.0  # as of the last one; they fade, see `NodeColumns.failures_at`
+    failed_at_s: float = 0.0

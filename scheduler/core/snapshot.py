@@ -44,6 +44,9 @@ PHASE_CODE = {phase: code for code, phase in enumerate(JobPhase)}
 
 NEVER_S = np.inf
 
+FAILURE_HALF_LIFE_S = 86_400.0
+"""A failure of a node counts half after a day."""
+
 FITS_KEPT = 1_024
 """Answers of `static_fit` that are remembered; at 10,000 nodes 10 MiB."""
 
@@ -77,6 +80,9 @@ class NodeColumns:
     n_tasks: IntColumn  # [N]
     n_by_width: IntColumn  # [N, N_WIDTHS] tasks with GPUs, by how many devices each has
     n_gpus: IntColumn  # [N] devices, healthy or not
+    price_usd_per_h: FloatColumn  # [N] of the whole node
+    n_failures: FloatColumn  # [N] as of `failed_at_s`; see `failures_at`
+    failed_at_s: FloatColumn  # [N] of the last one
     kind: IntColumn  # [N] index into `kinds`
     kinds: list[Node]  # one node of each kind: nodes alike but for name and what is free
     # Derived from what rarely changes, remembered across snapshots until it does.
@@ -102,6 +108,9 @@ class NodeColumns:
             n_tasks=np.zeros(0, np.int64),
             n_by_width=np.zeros((0, N_WIDTHS), np.int64),
             n_gpus=np.zeros(0, np.int64),
+            price_usd_per_h=np.zeros(0),
+            n_failures=np.zeros(0),
+            failed_at_s=np.zeros(0),
             kind=np.zeros(0, np.int64),
             kinds=[],
         )
@@ -128,6 +137,12 @@ class NodeColumns:
         nodes = [self.nodes[row] for row in kept]
         row_of = {node.name: row for row, node in enumerate(nodes)}
         return replace(self, **arrays, nodes=nodes, row_of=row_of, fits_statically={}, trees={})
+
+    def failures_at(self, now_s: float, rows: Rows) -> FloatColumn:
+        """Return how often nodes have failed, what is long ago counting less."""
+        ago_s = np.maximum(now_s - self.failed_at_s[rows], 0.0)
+        count: FloatColumn = self.n_failures[rows] * 0.5 ** (ago_s / FAILURE_HALF_LIFE_S)
+        return count
 
     def is_open(self) -> BoolColumn:
         """Return which nodes take new tasks."""

@@ -348,6 +348,9 @@ class ClusterState:
         nodes.n_tasks = np.append(nodes.n_tasks, 0)
         nodes.n_by_width = np.vstack([nodes.n_by_width, np.zeros((1, N_WIDTHS), np.int64)])
         nodes.n_gpus = np.append(nodes.n_gpus, len(node.gpus))
+        nodes.price_usd_per_h = np.append(nodes.price_usd_per_h, node.price_usd_per_h)
+        nodes.n_failures = np.append(nodes.n_failures, 0.0)
+        nodes.failed_at_s = np.append(nodes.failed_at_s, 0.0)
         nodes.kind = np.append(nodes.kind, self._kind(nodes, node))
         nodes.fits_statically, nodes.trees = {}, {}
         self._know_gpu_type(node)
@@ -378,9 +381,25 @@ class ClusterState:
         for task in tasks:
             self._use(self.records[task.id.job], task, sign=1)
         nodes.kind[row] = self._kind(nodes, node)
+        nodes.price_usd_per_h[row] = node.price_usd_per_h
         nodes.free[row, CPU] += node.cpu_milli - old.cpu_milli
         nodes.free[row, MEMORY] += node.memory_mib - old.memory_mib
         nodes.fits_statically, nodes.trees = {}, {}
+
+    def note_failure(self, name: NodeName) -> None:
+        """Count a failure of the node; several at once are one."""
+        nodes = self._nodes()
+        row = nodes.row_of[name]
+        if nodes.n_failures[row] and nodes.failed_at_s[row] == self.now_s:
+            return
+        before = nodes.failures_at(self.now_s, np.array([row]))[0]
+        self.set_failures(name, float(before) + 1.0, self.now_s)
+
+    def set_failures(self, name: NodeName, n_failures: float, failed_at_s: float) -> None:
+        """Set how often the node has failed, as of the last time."""
+        nodes = self._nodes()
+        row = nodes.row_of[name]
+        nodes.n_failures[row], nodes.failed_at_s[row] = n_failures, failed_at_s
 
     def remove_node(self, name: NodeName) -> None:
         """Close the node's row for good; nothing may run there any more."""
@@ -441,6 +460,8 @@ class ClusterState:
             gpu_is_healthy=tuple(nodes.is_healthy[row, :n_devices].tolist()),
             n_tasks=int(nodes.n_tasks[row]),
             reason=self.node_reason.get(name, ""),
+            n_failures=float(nodes.n_failures[row]),
+            failed_at_s=float(nodes.failed_at_s[row]),
         )
 
     def node_names(self) -> list[NodeName]:
