@@ -18,6 +18,9 @@ from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
 
 Array = NDArray[np.float64]
 
+COMES_BACK = frozenset({StopCause.PREEMPTED, StopCause.RESIZED})
+"""Why tasks are stopped that their job soon wants again."""
+
 UNKNOWN_S = 3600.0
 """How much longer a job is expected to run that says nothing of it, at full speed."""
 
@@ -146,7 +149,7 @@ def _contestants(snapshot: Snapshot) -> Rows:
     coming_back = [
         row
         for row in stopping.tolist()
-        if all(task.stop_cause is StopCause.PREEMPTED for task in jobs.tasks[row])
+        if all(task.stop_cause in COMES_BACK for task in jobs.tasks[row])
     ]
     running = running[jobs.is_preemptible[running]]
     rows = np.unique(np.concatenate([waiting, running, np.array(coming_back, np.intp)]))

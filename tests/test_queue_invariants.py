@@ -299,8 +299,8 @@ class Tenants:
         used = self.used()
         for borrower in self.cluster.engine.jobs():
             tasks, spec = borrower.live_tasks(), borrower.job.spec
-            if len(tasks) != 1 or not spec.preemptible:
-                continue
+            if len(tasks) != 1 or not spec.preemptible or spec.kind is JobKind.INFERENCE:
+                continue  # a service keeps its min
             node = self.cluster.engine.node(tasks[0].node)
             assert node is not None
             gpu_type = node.node.gpu_type

@@ -4,9 +4,11 @@
 step sees what the steps before it decided:
 
 1. stop what must stop: time limits, drained nodes;
-2. in the policy's order, for each waiting job: start it on what is free; or hold its place on
-   what others are giving up; or stop others for it; or keep places for it until it fits
-   (`backfill`) and say why it waits.
+2. let gangs go on that were stopped to be resized (`elastic`);
+3. in the policy's order, for each waiting job: start it on what is free; or hold its place on
+   what others are giving up; or shrink others for it (`shrinking`); or stop others; or keep
+   places for it until it fits (`backfill`) and say why it waits;
+4. let elastic jobs grow into what nobody who waits could use.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,18 +18,19 @@ import numpy as np
 
 from scheduler.core.backfill import Backfill
 from scheduler.core.books import Books
+from scheduler.core.elastic import go_on_resized, grow, resize_of
+from scheduler.core.leaving import leaving
 from scheduler.core.model import (
     Job,
     JobId,
     JobKind,
     JobPhase,
     JobSpec,
-    NodeName,
     StopCause,
-    TaintEffect,
     Task,
 )
 from scheduler.core.placement import (
+    Member,
     Shortfall,
     Want,
     hold_later,
@@ -36,7 +39,7 @@ from scheduler.core.placement import (
     start_now,
     wants_of,
 )
-from scheduler.core.plan import Cause, Eviction, Placement, Plan, Unplaced
+from scheduler.core.plan import Cause, Eviction, Placement, Plan, Resize, Unplaced
 from scheduler.core.ports import Policy
 from scheduler.core.preemption import Preemption, Victim
 from scheduler.core.queue_policies import round_of
@@ -44,6 +47,7 @@ from scheduler.core.queue_turns import Turns
 from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.reasons import why_not_yet, why_unplaced
 from scheduler.core.reclaim import Reclaim
+from scheduler.core.shrinking import Cut, Shrinking
 from scheduler.core.snapshot import PHASE_CODE, FloatColumn, Rows, Snapshot
 
 FORESEEN = 64
@@ -133,7 +137,7 @@ class _Failures:
     """What failed in a cycle, for jobs that see the same books."""
 
     no_room: dict[int, Unplaced] = field(default_factory=dict)  # by gang
-    no_hold: dict[int, int] = field(default_factory=dict)  # evictions when that was tried
+    no_hold: dict[int, int] = field(default_factory=dict)  # stops when that was tried
     no_victims: set[tuple[int, int, int]] = field(default_factory=set)  # by right
 
 
@@ -207,6 +211,8 @@ class _Cycle:
         )
         self._placements: list[Placement] = []
         self._evictions: list[Eviction] = []
+        self._resizes: list[Resize] = []
+        self._n_stops = 0  # jobs of which anything was asked to stop, time and again
         self._unplaced: dict[JobId, Unplaced] = {}
         # Equal gangs fail alike, and what is free only shrinks within a cycle: what failed once
         # is not tried again. Whether others may be stopped for it depends on who asks, too.
@@ -217,15 +223,24 @@ class _Cycle:
         self._quotas = Quotas(snapshot) if snapshot.tree.is_governed else None
         if self._quotas is not None:
             self._reclaim = Reclaim(self._draft, self._quotas, policy.may_preempt)
+        self._shrinking = Shrinking(self._draft, self._quotas, policy.may_preempt)
+        self._shrunk_for: dict[int, list[JobId]] = {}  # by the row of a gang
+        self._seated: set[int] = set()  # rows that were resized, and have their places
+        self._started: dict[int, list[Member]] = {}  # elastic ones
         self._over_quota: dict[tuple[int, int], Unplaced] = {}  # by gang and queue
-        self._no_quota: dict[tuple[int, int, int], int] = {}  # by right: evictions by then
+        self._no_quota: dict[tuple[int, int, int], int] = {}  # by right: stops by then
         self._variants: dict[tuple[int, tuple[Want, ...]], int] = {}
         self._backfill = Backfill(self._draft, policy)
         self._without_room: list[int] = []  # job rows that only capacity holds back
+        self._short: list[int] = []  # those, and services that lack replicas
+        self._retry_at_s = np.inf  # when a resize that does not pay now may do
         self._waiting = snapshot.waiting_rows()
 
     def run(self) -> Plan:
         self._stop_what_must_stop()
+        levels = self._policy.levels
+        placements, self._seated = go_on_resized(self._draft, self._quotas, levels)
+        self._placements += placements
         waiting = self._waiting
         may_start = self._snapshot.may_start(waiting)
         self._serve(self._policy.order(self._snapshot, waiting[may_start]))
@@ -233,10 +248,13 @@ class _Cycle:
             reason = why_not_yet(self._snapshot, row)
             assert reason is not None
             self._unplaced[self._snapshot.job_at(row).id] = reason
+        self._shrink_gangs()
+        self._grow()
         return Plan(
             now_s=self._snapshot.now_s,
             placements=tuple(self._placements),
             evictions=tuple(self._evictions),
+            resizes=tuple(self._resizes),
             unplaced=self._unplaced if self._gives_reasons else {},
             expected_start_at_s=self._backfill.expected_start_at_s(),
             wake_at_s=self._wake_at_s(),
@@ -268,12 +286,12 @@ class _Cycle:
     def _serve_in_order(self, listed: "_Listed") -> None:
         """Serve all, but for those who see what others like them failed on: these are left."""
         place, n_rows = 0, len(listed.rows)
-        n_stopped, n_promises = len(self._evictions), len(self._draft.promises)
+        n_stopped, n_promises = self._n_stops, len(self._draft.promises)
         while place < n_rows:
             self._serve_one(listed, place)
             right = listed.right(place)
-            if len(self._evictions) != n_stopped or len(self._draft.promises) != n_promises:
-                n_stopped, n_promises = len(self._evictions), len(self._draft.promises)
+            if self._n_stops != n_stopped or len(self._draft.promises) != n_promises:
+                n_stopped, n_promises = self._n_stops, len(self._draft.promises)
                 listed.consider_all([promise.start_s for promise in self._draft.promises])
             elif listed.is_pending[place] and self._is_hopeless(right):
                 listed.pass_over_alike(place)
@@ -293,7 +311,7 @@ class _Cycle:
 
     def _serve_one(self, listed: "_Listed", place: int) -> None:
         row, right = int(listed.rows[place]), listed.right(place)
-        if self._draft.is_ending[row]:
+        if self._draft.is_ending[row] or row in self._seated:
             return
         tier = self._draft.enter(float(listed.ends_s[place]))
         if self._draft.promises:
@@ -310,7 +328,7 @@ class _Cycle:
     def _is_hopeless(self, right: tuple[int, int, int]) -> bool:
         gang = right[0]
         has_failed = gang in self._failed.no_room and right in self._failed.no_victims
-        return has_failed and self._failed.no_hold[gang] == len(self._evictions)
+        return has_failed and self._failed.no_hold[gang] == self._n_stops
 
     def _serve_gang(self, row: int, right: tuple[int, int, int]) -> None:
         """Start a pending job, hold places for it, make room for it, or say why it waits."""
@@ -324,9 +342,9 @@ class _Cycle:
             if short is None or self._hold(row, wants):
                 return
             self._failed.no_room[gang] = self._why(short, wants)
-        elif self._failed.no_hold[gang] < len(self._evictions) and self._hold(row, wants):
+        elif self._failed.no_hold[gang] < self._n_stops and self._hold(row, wants):
             return
-        self._failed.no_hold[gang] = len(self._evictions)
+        self._failed.no_hold[gang] = self._n_stops
         if right not in self._failed.no_victims:
             if self._preempt(row, wants):
                 return
@@ -348,6 +366,7 @@ class _Cycle:
         reason = self._why(short, wants)
         if not self._preempt(row, wants):
             self._unplaced[self._snapshot.job_at(row).id] = reason
+            self._short.append(row)
 
     # Quota
 
@@ -397,7 +416,7 @@ class _Cycle:
         if key not in self._over_quota:
             self._over_quota[key] = self._quotas.why_over(excess, is_now=True)
         if self._snapshot.jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]:
-            self._no_quota[right] = len(self._evictions)
+            self._no_quota[right] = self._n_stops
         self._unplaced[self._snapshot.job_at(row).id] = self._over_quota[key]
 
     def _is_over_quota(self, right: tuple[int, int, int]) -> bool:
@@ -405,11 +424,12 @@ class _Cycle:
 
         Within a cycle, what is used now only grows.
         """
-        return self._no_quota.get(right) == len(self._evictions)
+        return self._no_quota.get(right) == self._n_stops
 
     def _leave(self, row: int, reason: Unplaced) -> None:
         self._unplaced[self._snapshot.job_at(row).id] = reason
         self._without_room.append(row)
+        self._short.append(row)
 
     def _why(self, short: Shortfall, wants: tuple[Want, ...]) -> Unplaced:
         if not self._gives_reasons:
@@ -426,6 +446,9 @@ class _Cycle:
         if isinstance(members, Shortfall):
             return members
         self._placements.append(placement_of(self._snapshot, row, members, self._policy.levels))
+        jobs = self._snapshot.jobs
+        if jobs.is_elastic[row] and jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]:
+            self._started[row] = members
         if self._quotas is not None:
             self._quotas.book(row, members, is_now=True)
         return None
@@ -443,6 +466,43 @@ class _Cycle:
         return True
 
     def _preempt(self, row: int, wants: tuple[Want, ...]) -> bool:
+        """Shrink others for a job, or else stop others, at the least cost; hold its places."""
+        if self._quotas is not None and self._reclaim.must_wait(row):
+            return False
+        cuts = self._shrinking.make_room(row, wants) or self._shrinking.make_room_besides(
+            row, wants, lambda: self._evict_besides(row, wants)
+        )
+        if cuts is None:
+            return self._evict_for(row, wants)
+        for other, cut in cuts.items():
+            self._cut(other, cut, self._snapshot.job_at(row).id)
+        self._wait_for_release(row)
+        return True
+
+    def _cut(self, row: int, cut: Cut, asker: JobId) -> None:
+        """Take replicas from a service; a gang is resized once, for all who ask."""
+        self._n_stops += 1
+        job = self._snapshot.job_at(row)
+        if job.spec.kind is not JobKind.INFERENCE:
+            self._shrunk_for.setdefault(row, []).append(asker)
+            return
+        self._evictions.append(
+            Eviction(
+                job_id=job.id,
+                tasks=tuple(task.id for task in cut.tasks),
+                cause=StopCause.SCALED_DOWN if cut.is_surplus else StopCause.PREEMPTED,
+                grace_s=job.spec.grace_s,
+                detail=f"makes room for {asker}",
+            )
+        )
+
+    def _evict_besides(self, row: int, wants: tuple[Want, ...]) -> bool:
+        self._preemption.forget()
+        has_victims = self._evict_for(row, wants)
+        self._preemption.forget()
+        return has_victims
+
+    def _evict_for(self, row: int, wants: tuple[Want, ...]) -> bool:
         victims: Sequence[Victim]
         if self._quotas is None:
             victims = self._preemption.make_room(row, wants)
@@ -462,12 +522,33 @@ class _Cycle:
             cause=Cause.RELEASE, detail="its place is held until the tasks there have stopped"
         )
 
+    # Elastic jobs
+
+    def _shrink_gangs(self) -> None:
+        for row, askers in self._shrunk_for.items():
+            why = f"makes room for {', '.join(dict.fromkeys(askers))}"
+            staying = self._shrinking.staying(row)
+            self._resizes.append(resize_of(self._snapshot, row, staying, why))
+
+    def _grow(self) -> None:
+        """Let elastic jobs have what nobody who waits could use."""
+        short = np.array(self._short, np.intp)
+        levels = self._policy.levels
+        grown = grow(self._draft, self._quotas, levels, self._started, short=short)
+        self._placements = [
+            grown.instead.get(placement.job_id, placement) for placement in self._placements
+        ]
+        self._placements += grown.placements
+        self._resizes += grown.resizes
+        self._retry_at_s = grown.retry_at_s
+
     # Stopping
 
     def _evict(self, row: int, tasks: Iterable[Task], cause: StopCause, why: str) -> None:
         tasks = tuple(tasks)
         job = self._snapshot.job_at(row)
         n_staying = sum(t.stop_cause is None for t in self._snapshot.jobs.tasks[row])
+        self._n_stops += 1
         self._draft.is_evicted[row] = True
         self._draft.is_ending[row] = len(tasks) == n_staying
         self._evictions.append(
@@ -492,52 +573,9 @@ class _Cycle:
             if not self._draft.is_evicted[row]:
                 why = "goes on where it is faster"
                 self._stop(row, jobs.tasks[row], StopCause.PREEMPTED, why)
-        leaving = self._nodes_to_leave()
-        if not leaving:
-            return
-        for row in snapshot.running_rows().tolist():
+        for row, tasks, why in leaving(snapshot):
             if not self._draft.is_evicted[row]:
-                self._drain(row, leaving)
-
-    def _nodes_to_leave(self) -> set[NodeName]:
-        """Return the nodes that some tasks must leave: draining ones, and by taints."""
-        nodes = self._snapshot.nodes
-        kicking = [
-            number
-            for number, node in enumerate(nodes.kinds)
-            if any(taint.effect is TaintEffect.NO_EXECUTE for taint in node.taints)
-        ]
-        leave = nodes.is_draining & ~nodes.is_removed
-        if kicking:
-            leave |= np.isin(nodes.kind, kicking) & ~nodes.is_removed
-        return {nodes.nodes[row].name for row in np.flatnonzero(leave)}
-
-    def _drain(self, row: int, leaving: set[NodeName]) -> None:
-        job = self._snapshot.job_at(row)
-        shapes = {role.name: role.shape for role in job.spec.roles}
-        nodes = self._snapshot.nodes
-
-        def must_leave(task: Task) -> bool:
-            if task.node not in leaving:
-                return False
-            node_row = nodes.row_of[task.node]
-            if nodes.is_draining[node_row] and job.spec.preemptible:
-                return True
-            tolerations = shapes[task.id.role].tolerations
-            return any(
-                taint.effect is TaintEffect.NO_EXECUTE
-                and not any(toleration.tolerates(taint) for toleration in tolerations)
-                for taint in nodes.nodes[node_row].taints
-            )
-
-        tasks = self._snapshot.jobs.tasks[row]
-        going = [task for task in tasks if task.stop_cause is None and must_leave(task)]
-        if going:
-            is_service = job.spec.kind is JobKind.INFERENCE
-            names = ", ".join(dict.fromkeys(task.node for task in going))
-            self._stop(
-                row, going if is_service else tasks, StopCause.DRAINED, f"leaves {names}"
-            )
+                self._stop(row, tasks, StopCause.DRAINED, why)
 
     def _stop(self, row: int, tasks: Iterable[Task], cause: StopCause, why: str) -> None:
         asked = [task for task in tasks if task.stop_cause is None]
@@ -559,6 +597,8 @@ class _Cycle:
                 self._backfill.moments_s(np.array(self._without_room, np.intp)),
                 (jobs.started_at_s + jobs.min_runtime_s)[running] if self._without_room else [],
                 [] if self._round is None else [self._round.wake_at_s],
+                jobs.may_resize_at_s[running[jobs.is_elastic[running]]],
+                [self._retry_at_s],
             ]
         )
         ahead = moments[(moments > snapshot.now_s) & np.isfinite(moments)]

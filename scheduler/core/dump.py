@@ -7,7 +7,7 @@ dataclasses, tuples, strings, numbers and None.
 from dataclasses import dataclass
 
 from scheduler.core.model import Job, JobId, JobPhase, Node, Queue, StopCause, Task
-from scheduler.core.records import NOTHING_RECEIVED, Received
+from scheduler.core.records import NOTHING_RECEIVED, Received, Seat
 
 DUMP_FORMAT = 1
 
@@ -24,6 +24,9 @@ class JobDump:
     failures: int = 0
     streak: int = 0  # failures in a row, which the back-off grows with
     preemptions: int = 0
+    resizes: int = 0
+    resized_at_s: float = 0.0
+    seats: tuple[Seat, ...] = ()
     eligible_at_s: float = 0.0
     stop_cause: StopCause | None = None
     then: JobPhase | None = None

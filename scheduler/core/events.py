@@ -16,7 +16,7 @@ from scheduler.core.model import (
     QueueName,
     TaskId,
 )
-from scheduler.core.plan import Eviction, Placement, Plan
+from scheduler.core.plan import Eviction, Placement, Plan, Resize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +142,7 @@ class PlanCommitted:
     # Whether what queues may not have or start any more is stale, too. Plans journalled by
     # versions that did not look replay as they did then.
     minds_queues: bool = False
+    resizes: tuple[Resize, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +191,7 @@ def commit_of(plan: Plan, at_s: float) -> PlanCommitted:
         at_s=at_s,
         placements=plan.placements,
         evictions=plan.evictions,
+        resizes=plan.resizes,
         minds_queues=True,
     )
 

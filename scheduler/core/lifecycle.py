@@ -4,6 +4,7 @@ Works on one record at a time and keeps `ClusterState` in step. A gang (training
 lives and dies together; a service (inference) replaces its replicas one by one.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from scheduler.core.dependencies import broken_by, count_end
@@ -19,7 +20,7 @@ from scheduler.core.model import (
     TaskPhase,
 )
 from scheduler.core.plan import Eviction, Start
-from scheduler.core.records import JobRecord, Stint
+from scheduler.core.records import JobRecord, Seat, Stint
 from scheduler.core.state import ClusterState
 from scheduler.core.transitions import check_job_move, check_task_move
 
@@ -57,6 +58,8 @@ class Lifecycle:
     def start(self, record: JobRecord, tasks: list[Task]) -> None:
         """Bind the tasks of one placement, of a pending job or of a service that lacks some."""
         record.attempt += 1
+        if record.phase is JobPhase.RUNNING and _exceeds_wish(record, tasks):
+            self._note_resize(record)
         if record.phase is JobPhase.PENDING:
             at_s = self._moment_s(record)
             record.waited_before_s += at_s - record.pending_since_s
@@ -64,6 +67,7 @@ class Lifecycle:
             record.first_started_at_s = record.first_started_at_s or at_s
             record.checkpoint_at_s = 0.0
             record.tasks.clear()
+            record.seats = ()
             record.reason = ""
             self._move(record, JobPhase.RUNNING, "")
         fresh = {(task.id.role, task.id.index) for task in tasks}
@@ -207,6 +211,8 @@ class Lifecycle:
         is_service = record.job.spec.kind is JobKind.INFERENCE
         if cause is StopCause.PREEMPTED:
             record.preemptions += 1
+        if cause is StopCause.SCALED_DOWN:
+            self._note_resize(record)
         live = record.live_tasks()
         going = {task.id for task in tasks} | {
             t.id for t in live if t.phase is TaskPhase.STOPPING
@@ -223,6 +229,7 @@ class Lifecycle:
     def stop(self, record: JobRecord, cause: StopCause, then: JobPhase, reason: str) -> None:
         """End whatever the job does and take it to `then`, at once if it holds nothing."""
         record.reason = reason
+        record.seats = ()
         live = record.live_tasks()
         if record.phase is JobPhase.STOPPING:
             record.stop_cause, record.then = cause, then
@@ -233,10 +240,22 @@ class Lifecycle:
         else:
             self._go(record, then, reason)
 
+    def restart(self, record: JobRecord, seats: tuple[Seat, ...], why: str) -> None:
+        """Stop a running gang so that it goes on with another number of tasks."""
+        self._note_resize(record)
+        record.seats = seats
+        record.reason = why
+        self._stop(record, record.live_tasks(), StopCause.RESIZED, JobPhase.PENDING, why)
+
+    def _note_resize(self, record: JobRecord) -> None:
+        record.resizes += 1
+        record.resized_at_s = self._at_s
+
     def resize(self, record: JobRecord) -> None:
         """Bring a running job to the counts that its spec now has."""
         counts = {role.name: role.count for role in record.job.spec.roles}
         live = [t for t in record.live_tasks() if t.phase is not TaskPhase.STOPPING]
+        record.seats = ()
         if record.phase is not JobPhase.RUNNING:
             self.publish(record)
         elif record.job.spec.kind is JobKind.INFERENCE:
@@ -385,6 +404,12 @@ def starts_of(state: ClusterState, record: JobRecord, tasks: list[Task]) -> list
         address = master.address if master is not None else ""
         starts.append(Start(task=task, job=record.job, master_address=address))
     return starts
+
+
+def _exceeds_wish(record: JobRecord, tasks: list[Task]) -> bool:
+    """Return whether a service gets more replicas with these tasks than it wants."""
+    counts = Counter(task.id.role for task in [*record.live_tasks(), *tasks])
+    return any(counts[role.name] > role.count for role in record.job.spec.roles)
 
 
 def _backoff_s(record: JobRecord) -> float:

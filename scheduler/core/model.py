@@ -159,7 +159,7 @@ class Role:
     """A group of identical tasks in a job: worker, ps, driver, executor, replica.
 
     `min_count` start together or not at all; `count` are wanted; `max_count` bounds what
-    an update or autoscaling may ask for.
+    an update may ask for, and what an elastic job may grow to.
     """
 
     name: str
@@ -176,6 +176,10 @@ class Dependency:
 
     on: JobId
     kind: DependencyKind = DependencyKind.AFTER_OK
+
+
+RESIZE_COOLDOWN_S = 600.0
+"""How long an elastic job keeps its size unless it says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +212,9 @@ class JobSpec:
     topology_required: str = ""  # level of which one domain holds all tasks; empty: none
     topology_preferred: str = ""  # level of which as few domains as possible do
     topology_balanced: bool = False  # spread evenly over as few domains as hold them
+    elastic: bool = False  # the scheduler sizes its roles, within their min and max
+    resize_cooldown_s: float = RESIZE_COOLDOWN_S  # between two resizes of its
+    scaling: tuple[tuple[int, float], ...] = ()  # see `speed_up`; sorted by tasks
 
     @property
     def n_tasks(self) -> int:
@@ -226,6 +233,26 @@ class JobSpec:
         run on a type that it does not name.
         """
         return dict(self.throughputs).get(gpu_type, 0.0) if self.throughputs else 1.0
+
+    def speed_up(self, n_tasks: int) -> float:
+        """Return the speed with so many tasks over the speed with as many as are wanted.
+
+        Between and beyond the points of `scaling` (tasks, work per second in any unit) it is
+        interpolated, from nothing at no tasks and flat after the last. Without points it is
+        proportional: the best that could be hoped for (Sia, SOSP '23, starts from it as well).
+        """
+        if not self.scaling:
+            return n_tasks / self.n_tasks
+        return _interpolated(self.scaling, n_tasks) / _interpolated(self.scaling, self.n_tasks)
+
+
+def _interpolated(points: tuple[tuple[int, float], ...], n_tasks: int) -> float:
+    below, at_below = 0, 0.0
+    for n, value in points:
+        if n_tasks <= n:
+            return at_below + (value - at_below) * (n_tasks - below) / (n - below)
+        below, at_below = n, value
+    return at_below
 
 
 MAX_BACKOFF_S = 300.0

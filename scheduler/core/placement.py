@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from scheduler.core.draft import Draft, Place, Space, Spot
 from scheduler.core.model import JobPhase, Levels, Shape, TaskId
 from scheduler.core.plan import Bind, Placement
-from scheduler.core.snapshot import PHASE_CODE, IntColumn, Snapshot
+from scheduler.core.snapshot import PHASE_CODE, IntColumn, Snapshot, free_indices
 from scheduler.core.subtrees import Ask, Lack, fits_near, place_near
 from scheduler.core.topology import ROOT, Near
 
@@ -66,7 +66,7 @@ def wants_of(snapshot: Snapshot, row: int) -> tuple[Want, ...]:
             role.name,
             role.shape,
             must=(),
-            may=tuple(i for i in range(role.count) if (role.name, i) not in live),
+            may=free_indices(live, role.name, role.count),
             near=role.near and replace(role.near, beside=beside),
         )
         for role in gang

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from scheduler.core.model import Job, JobId, NodeName, StopCause, Task, TaskId
-from scheduler.core.records import JobRecord
+from scheduler.core.records import JobRecord, Seat
 
 
 class Cause(StrEnum):
@@ -115,12 +115,26 @@ class Eviction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resize:
+    """A gang that stops in order to go on, on these seats, with another number of tasks.
+
+    A service needs none: replicas come by a `Placement` and go by an `Eviction`.
+    """
+
+    job_id: JobId
+    attempt: int  # that stops
+    seats: tuple[Seat, ...]
+    detail: str = ""  # for people: why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything one cycle decided."""
 
     now_s: float
     placements: tuple[Placement, ...] = ()
     evictions: tuple[Eviction, ...] = ()
+    resizes: tuple[Resize, ...] = ()
     unplaced: Mapping[JobId, Unplaced] = field(default_factory=dict)
     expected_start_at_s: Mapping[JobId, float] = field(default_factory=dict)
     wake_at_s: float | None = None  # when time alone would change the decision
@@ -128,7 +142,7 @@ class Plan:
     @property
     def is_empty(self) -> bool:
         """Whether the plan asks for no action."""
-        return not self.placements and not self.evictions
+        return not self.placements and not self.evictions and not self.resizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,6 +134,10 @@ class Preemption:
             self._let_go(space, victim)
         return victims
 
+    def forget(self) -> None:
+        """Look again: tasks came or went on the later books that no victim gave up."""
+        self._offers.clear()
+
     # The market
 
     def _market(self, row: int, right: Right, want: Want, n_tasks: int) -> Offers | None:

@@ -1,5 +1,7 @@
 """What becomes of plans and tasks: committed, started, ended, saved, and forgotten."""
 
+from collections import Counter
+
 from scheduler.core import events
 from scheduler.core.ledger import Ledger
 from scheduler.core.lifecycle import Changes, Lifecycle
@@ -11,7 +13,7 @@ from scheduler.core.model import (
     TaskId,
     TaskPhase,
 )
-from scheduler.core.plan import Placement, Refusal
+from scheduler.core.plan import Placement, Refusal, Resize
 from scheduler.core.records import JobRecord
 from scheduler.core.refusals import Refused
 from scheduler.core.state import ClusterState
@@ -32,6 +34,12 @@ def plan_committed(
         asked = [t for t in live if t.phase in {TaskPhase.BOUND, TaskPhase.RUNNING}]
         if asked:
             life.evict(record, asked, eviction.cause, eviction.detail)
+    for resize in event.resizes:
+        record = state.records.get(resize.job_id)
+        if record is None or not _may_resize(record, resize):
+            changes.stale.append(resize.job_id)
+        else:
+            life.restart(record, resize.seats, resize.detail)
     ledger = state.ledger() if event.minds_queues and event.placements else None
     for placement in event.placements:
         record = state.records.get(placement.job_id)
@@ -95,6 +103,22 @@ def _are_together(
     return are_together(places, labels)
 
 
+def _may_resize(record: JobRecord, resize: Resize) -> bool:
+    """Return whether the gang still runs as it did, and may have the size.
+
+    Whether it gets its seats is verified when it is placed there.
+    """
+    spec = record.job.spec
+    is_gang = spec.elastic and spec.kind is not JobKind.INFERENCE
+    if not is_gang or record.phase is not JobPhase.RUNNING or record.attempt != resize.attempt:
+        return False
+    wanted = Counter(seat.role for seat in resize.seats)
+    bounds = {role.name: (role.min_count, role.max_count) for role in spec.roles}
+    return wanted.keys() <= bounds.keys() and all(
+        least <= wanted[name] <= most for name, (least, most) in bounds.items()
+    )
+
+
 def _is_wanted(state: ClusterState, record: JobRecord, placement: Placement) -> bool:
     members = [(b.task.role, b.task.index) for b in placement.binds]
     attempt = record.attempt + 1
@@ -103,7 +127,8 @@ def _is_wanted(state: ClusterState, record: JobRecord, placement: Placement) -> 
     ):
         return False
     roles = {role.name: role for role in record.job.spec.roles}
-    if any(r not in roles or not 0 <= i < roles[r].count for r, i in members):
+    most = {r.name: r.max_count if record.job.spec.elastic else r.count for r in roles.values()}
+    if any(r not in roles or not 0 <= i < most[r] for r, i in members):
         return False
     if record.phase is JobPhase.PENDING:
         bound = {name: sum(r == name for r, _ in members) for name in roles}

@@ -178,7 +178,7 @@ class Quotas:
     def need(self, row: int, wants: tuple[Want, ...]) -> tuple[IntColumn, bool]:
         """Return `_total` of a waiting job, remembered for gangs alike."""
         jobs = self.snapshot.jobs
-        if jobs.phase[row] != PENDING:
+        if jobs.phase[row] != PENDING or row in jobs.seats:
             return self._total(wants)
         gang = int(jobs.gang[row])
         known = self._needs.get(gang)
@@ -189,7 +189,8 @@ class Quotas:
     def _at_most(self, row: int, wants: tuple[Want, ...]) -> IntColumn:
         """Return what a job takes at most of each type, if its GPUs may be of several."""
         gang = int(self.snapshot.jobs.gang[row])
-        is_whole = self.snapshot.jobs.phase[row] == PENDING
+        jobs = self.snapshot.jobs
+        is_whole = jobs.phase[row] == PENDING and row not in jobs.seats
         known = self._most.get(gang) if is_whole else None
         if known is None:
             known, _ = self._total(wants)
@@ -206,10 +207,11 @@ class Quotas:
         """Return what all live tasks of a job hold."""
         known = self._held.get(row)
         if known is None:
-            known = self._held[row] = self._of_tasks(row, self.snapshot.jobs.tasks[row])
+            known = self._held[row] = self.of_tasks(row, self.snapshot.jobs.tasks[row])
         return known
 
-    def _of_tasks(self, row: int, tasks: Iterable[Task]) -> IntColumn:
+    def of_tasks(self, row: int, tasks: Iterable[Task]) -> IntColumn:
+        """Return what some tasks of a job hold."""
         snapshot = self.snapshot
         shapes = {r.name: r.shape for r in snapshot.gangs[snapshot.jobs.gang[row]]}
         nodes, total = snapshot.nodes, np.zeros(self._n_columns, np.int64)
@@ -221,15 +223,15 @@ class Quotas:
 
     # Booking
 
-    def book(self, row: int, members: Iterable[Member], *, is_now: bool) -> None:
-        """Charge a job's queue with the places it is given."""
+    def book(self, row: int, members: Iterable[Member], *, is_now: bool, sign: int = 1) -> None:
+        """Charge a job's queue with the places it is given; with sign -1 undo that."""
         nodes, total = self.snapshot.nodes.nodes, np.zeros(self._n_columns, np.int64)
         for member in members:
             shape, gpu_type = member.want.shape, nodes[member.spot.row].gpu_type
             total[:FIRST_TYPE] += shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli
             if shape.total_gpu_milli and gpu_type in self._column_of:
                 total[self._column_of[gpu_type]] += shape.total_gpu_milli
-        queue = int(self.snapshot.jobs.queue[row])
+        queue, total = int(self.snapshot.jobs.queue[row]), sign * total
         if is_now:
             self.now.add(queue, total)
         if not is_now or self.later is not self.now:
@@ -239,7 +241,7 @@ class Quotas:
         """Book tasks of a job as gone from the later ledger; with sign 1 undo that."""
         self.open_later()
         is_all = len(tasks) == len(self.snapshot.jobs.tasks[row])
-        held = self.held(row) if is_all else self._of_tasks(row, tasks)
+        held = self.held(row) if is_all else self.of_tasks(row, tasks)
         self.later.add(int(self.snapshot.jobs.queue[row]), sign * held)
 
     # Admission
@@ -419,6 +421,13 @@ class Claim:
 
     def may_go(self, row: int, by_policy: BoolColumn) -> bool:
         """Return whether the job of a row may go besides those already booked as gone."""
+        return self._may_lose(row, self._quotas.held(row), by_policy)
+
+    def may_give(self, row: int, tasks: Sequence[Task], by_policy: BoolColumn) -> bool:
+        """Return whether some tasks of a job may go besides all already booked as gone."""
+        return self._may_lose(row, self._quotas.of_tasks(row, tasks), by_policy)
+
+    def _may_lose(self, row: int, held: IntColumn, by_policy: BoolColumn) -> bool:
         quotas, tree = self._quotas, self._quotas.tree
         queue = int(quotas.snapshot.jobs.queue[row])
         if queue == self._queue or not tree.has_shares:
@@ -429,7 +438,6 @@ class Claim:
             chain.append(node)
             node = int(tree.parent[node])
         at = self._on_path[node]
-        held = quotas.held(row)
         if not (held[self._contested[at]] > 0).any():
             return False
         return self._stay_within(chain, held, self._protected[at] & (held > 0))

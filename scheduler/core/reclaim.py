@@ -48,7 +48,7 @@ class Reclaim:
         if no set helps.
         """
         draft, quotas = self._draft, self._quotas
-        if self._must_wait(row):
+        if self.must_wait(row):
             return []
         by_policy = np.zeros(len(draft.is_evicted), np.bool_)
         by_policy[self._rule(draft.snapshot, row, self._fair_game)] = True
@@ -61,7 +61,7 @@ class Reclaim:
             allowed = claim.allowed(fair_game[by_policy[fair_game]], fair_game)
             if not len(allowed):
                 continue
-            asked = wants if gpu_type is None else _of_type(wants, gpu_type)
+            asked = wants if gpu_type is None else of_type(wants, gpu_type)
             search = _Search(draft, quotas, row=row, needs=least_of(asked), table=self._known())
             for gone in self._tries(search, claim, allowed, by_policy):
                 if gone:
@@ -88,7 +88,7 @@ class Reclaim:
                 gone = search.without_first(claim, allowed, by_policy)
             yield gone
 
-    def _must_wait(self, row: int) -> bool:
+    def must_wait(self, row: int) -> bool:
         """Return whether a job that is owed nothing meets what others were promised.
 
         They are other queues' and before it: they would take what is freed for it.
@@ -348,7 +348,7 @@ class _Search:
         return sorted(self._gone.values(), key=lambda v: v.sequence)
 
 
-def _of_type(wants: tuple[Want, ...], gpu_type: str) -> tuple[Want, ...]:
+def of_type(wants: tuple[Want, ...], gpu_type: str) -> tuple[Want, ...]:
     """Return the wants with every GPU that may be of this type of no other."""
     return tuple(
         replace(want, shape=replace(want.shape, gpu_types=(gpu_type,)))

@@ -13,6 +13,7 @@ from scheduler.core.model import (
     JobId,
     JobPhase,
     Node,
+    NodeName,
     StopCause,
     Task,
     TaskId,
@@ -63,6 +64,15 @@ class Received:
 NOTHING_RECEIVED = Received()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """A place that is kept for one task of a gang while it restarts with another size."""
+
+    role: str
+    node: NodeName
+    devices: tuple[int, ...] = ()
+
+
 @dataclass(slots=True, kw_only=True)
 class JobRecord:
     """One job, its dynamic state and the latest attempt of each of its tasks."""
@@ -75,6 +85,9 @@ class JobRecord:
     failures: int = 0  # attempts that ended badly
     streak: int = 0  # failures in a row, which the back-off grows with
     preemptions: int = 0
+    resizes: int = 0  # by the scheduler itself
+    resized_at_s: float = 0.0  # the last time; 0: never
+    seats: tuple[Seat, ...] = ()  # where it goes on, of a gang that is being resized
     eligible_at_s: float = 0.0  # start-after or the end of a back-off
     stop_cause: StopCause | None = None  # why the job is STOPPING
     then: JobPhase | None = None  # the phase that follows STOPPING

@@ -5,7 +5,7 @@
 writes to one that a snapshot still holds. Rows are of no meaning outside one snapshot.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Self
 
@@ -16,6 +16,7 @@ from scheduler.core.errors import InvalidInput
 from scheduler.core.model import (
     MILLI,
     Job,
+    JobKind,
     JobPhase,
     JobSpec,
     Levels,
@@ -27,7 +28,7 @@ from scheduler.core.model import (
 )
 from scheduler.core.plan import Cause
 from scheduler.core.queue_tree import QueueTree
-from scheduler.core.records import NOTHING_RECEIVED, Received, Stint
+from scheduler.core.records import NOTHING_RECEIVED, Received, Seat, Stint
 from scheduler.core.topology import Near, Tree, near_of, tree_of
 
 IntColumn = NDArray[np.int64]
@@ -246,6 +247,16 @@ def gang_of(job: Job) -> Gang:
     )
 
 
+def free_indices(live: Set[tuple[str, int]], role: str, count: int) -> tuple[int, ...]:
+    """Return the indices of the replicas that a role lacks for `count`, the lowest free ones.
+
+    A service may have grown beyond, and given up replicas with any index.
+    """
+    free = [index for index in range(count) if (role, index) not in live]
+    n_beyond = sum(name == role and index >= count for name, index in live)
+    return tuple(free[: max(len(free) - n_beyond, 0)])
+
+
 def run_s_of(spec: JobSpec) -> tuple[float, float]:
     """Return how long an attempt should run, and at most, by its estimate and its limit.
 
@@ -254,6 +265,14 @@ def run_s_of(spec: JobSpec) -> tuple[float, float]:
     limit_s = spec.time_limit_s or NEVER_S
     run_s = min(spec.expected_run_s or limit_s, limit_s)
     return run_s, min(run_s * (1.0 + spec.expected_run_spread), limit_s)
+
+
+def is_preemptible(spec: JobSpec) -> bool:
+    """Return whether the job may be stopped for others as a whole: a service may not.
+
+    Others may have its replicas one by one, down to its min; see `shrinking`.
+    """
+    return spec.preemptible and spec.kind is not JobKind.INFERENCE
 
 
 def _overlap(stint: Stint, since_s: float, until_s: float) -> float:
@@ -269,6 +288,7 @@ class JobColumns:
     jobs: list[Job | None]
     tasks: list[tuple[Task, ...]]  # live ones
     received: list[Received]  # without live tasks
+    seats: dict[int, tuple[Seat, ...]]  # by row, of gangs that are being resized
     sequence: IntColumn
     priority: IntColumn
     phase: NDArray[np.int8]  # PHASE_CODE, or -1
@@ -279,7 +299,10 @@ class JobColumns:
     n_missing: IntColumn  # tasks that a running job still wants
     n_stopping: IntColumn  # live tasks that were asked to stop
     gpu_milli: IntColumn  # held
-    is_preemptible: BoolColumn
+    is_preemptible: BoolColumn  # as a whole
+    is_divisible: BoolColumn  # runs with more tasks than it needs, and some of them may go
+    is_elastic: BoolColumn
+    may_resize_at_s: FloatColumn  # end of the cool-down
     submitted_at_s: FloatColumn
     eligible_at_s: FloatColumn
     started_at_s: FloatColumn  # of this attempt
@@ -299,13 +322,13 @@ class JobColumns:
             for f in fields(cls)
             if (dtype := _JOB_DTYPES.get(f.name)) is not None
         }
-        return cls(jobs=[], tasks=[], received=[], **columns)
+        return cls(jobs=[], tasks=[], received=[], seats={}, **columns)
 
     def copy(self) -> Self:
         """Return a table that can be written to without touching this one."""
         arrays = {name: getattr(self, name).copy() for name in _JOB_DTYPES}
         lists = {name: getattr(self, name).copy() for name in ("jobs", "tasks", "received")}
-        return replace(self, **arrays, **lists)
+        return replace(self, **arrays, **lists, seats=self.seats.copy())
 
     def grow(self, n_rows: int) -> None:
         """Add free rows."""
@@ -330,6 +353,9 @@ _JOB_DTYPES: Mapping[str, type[np.generic]] = {
     "n_stopping": np.int64,
     "gpu_milli": np.int64,
     "is_preemptible": np.bool_,
+    "is_divisible": np.bool_,
+    "is_elastic": np.bool_,
+    "may_resize_at_s": np.float64,
     "submitted_at_s": np.float64,
     "eligible_at_s": np.float64,
     "started_at_s": np.float64,
@@ -528,7 +554,8 @@ class Snapshot:
         jobs.pending_since_s[row] = job.submitted_at_s
         jobs.eligible_at_s[row] = job.spec.start_after_s
         jobs.deadline_at_s[row] = NEVER_S
-        jobs.is_preemptible[row] = job.spec.preemptible
+        jobs.is_preemptible[row] = is_preemptible(job.spec)
+        jobs.is_elastic[row] = job.spec.elastic
         jobs.run_s[row], jobs.longest_run_s[row] = run_s_of(job.spec)
         jobs.min_runtime_s[row] = job.spec.min_runtime_s
         return replace(

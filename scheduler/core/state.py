@@ -51,7 +51,9 @@ from scheduler.core.snapshot import (
     Mark,
     NodeColumns,
     Snapshot,
+    free_indices,
     gang_of,
+    is_preemptible,
     kind_of,
     run_s_of,
 )
@@ -165,7 +167,8 @@ class ClusterState:
         jobs, row, job = self._jobs(), self._row_of[record.id], record.job
         jobs.jobs[row] = job
         jobs.priority[row] = job.spec.priority
-        jobs.is_preemptible[row] = job.spec.preemptible
+        jobs.is_preemptible[row] = is_preemptible(job.spec)
+        jobs.is_elastic[row] = job.spec.elastic
         jobs.checkpoint_interval_s[row] = job.spec.checkpoint_interval_s
         jobs.run_s[row], jobs.longest_run_s[row] = run_s_of(job.spec)
         jobs.min_runtime_s[row] = job.spec.min_runtime_s
@@ -202,6 +205,12 @@ class ClusterState:
         jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
         jobs.n_stopping[row] = sum(t.phase is TaskPhase.STOPPING for t in live)
         jobs.gpu_milli[row] = record.held_gpu_milli() if live else 0
+        jobs.is_divisible[row] = is_running and has_spare(record, live)
+        jobs.may_resize_at_s[row] = may_resize_at_s(record)
+        if record.seats:
+            jobs.seats[row] = record.seats
+        else:
+            jobs.seats.pop(row, None)
         jobs.eligible_at_s[row] = record.eligible_at_s
         jobs.pending_since_s[row] = record.pending_since_s
         jobs.started_at_s[row] = record.last_started_at_s
@@ -223,6 +232,7 @@ class ClusterState:
         jobs.jobs[row] = None
         jobs.tasks[row] = ()
         jobs.received[row] = NOTHING_RECEIVED
+        jobs.seats.pop(row, None)
         self._free_rows.append(row)
         del self.records[record.id]
         self._forget_gangs()
@@ -564,6 +574,23 @@ def missing_members(record: JobRecord) -> list[tuple[str, int]]:
     return [
         (role.name, index)
         for role in record.job.spec.roles
-        for index in range(role.count)
-        if (role.name, index) not in live
+        for index in free_indices(live, role.name, role.count)
     ]
+
+
+def has_spare(record: JobRecord, live: tuple[Task, ...]) -> bool:
+    """Return whether a running job could give some of its tasks up and go on."""
+    spec = record.job.spec
+    if spec.kind is not JobKind.INFERENCE and not spec.elastic:
+        return False
+    staying = Counter(t.id.role for t in live if t.phase is not TaskPhase.STOPPING)
+    return any(staying[role.name] > role.min_count for role in spec.roles)
+
+
+def may_resize_at_s(record: JobRecord) -> float:
+    """Return when an elastic job's cool-down ends; a gang's begins with every attempt."""
+    spec = record.job.spec
+    since_s = record.resized_at_s
+    if spec.kind is not JobKind.INFERENCE:
+        since_s = max(since_s, record.last_started_at_s)
+    return since_s + spec.resize_cooldown_s if since_s else 0.0

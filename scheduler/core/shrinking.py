@@ -1,0 +1,415 @@
+"""Making room by shrinking: elastic jobs and services give tasks up before anybody is stopped.
+
+What a job holds beyond the number of tasks it wants, it grew into while nobody else could use
+it: any waiting job may have that back, once the cool-down is over and if that gains more GPU
+time than the restart of a gang costs. Who may stop the job may shrink it instead, down to its
+min, at any time. A service is never taken below its min, so it is never stopped for others.
+
+Tasks are let go in the order in which room is cheapest (`holdings.exodus`); then whatever turns
+out not to be needed is spared: jobs as a whole, dearest first, then task by task.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scheduler.core import capacity
+from scheduler.core.draft import Draft
+from scheduler.core.holdings import AMOUNTS, Holdings, exodus
+from scheduler.core.model import MILLI, JobKind, Shape, Task, TaskPhase
+from scheduler.core.placement import Shortfall, Want, could_place, hold_later
+from scheduler.core.ports import PreemptionRule
+from scheduler.core.preemption import CPU_WEIGHT, RESTART_S
+from scheduler.core.quotas import Claim, Excess, Quotas, least_of
+from scheduler.core.reclaim import of_type
+from scheduler.core.snapshot import BoolColumn, Rows
+
+Spare = dict[int, Counter[str]]
+"""By job row, how many tasks of each role may go."""
+
+
+@dataclass(slots=True)
+class Cut:
+    """Tasks that a running job gives up in this cycle."""
+
+    tasks: list[Task] = field(default_factory=list)
+    is_surplus: bool = True  # nothing of what the job wants
+
+
+@dataclass(frozen=True, slots=True)
+class _Right:
+    """What a waiting job may ask others to give up, for one way of placing it."""
+
+    wants: tuple[Want, ...]
+    surplus: Spare
+    spare: Spare  # with the surplus
+    claim: Claim | None = None  # of a queue; None: the policy alone decides
+    by_policy: BoolColumn | None = None
+
+
+class Shrinking:
+    """Who gives tasks up in one cycle."""
+
+    def __init__(self, draft: Draft, quotas: Quotas | None, rule: PreemptionRule) -> None:
+        self.draft = draft
+        self._quotas = quotas
+        self._rule = rule
+        jobs, running = draft.snapshot.jobs, draft.snapshot.running_rows()
+        self._rows: Rows = running[jobs.is_divisible[running]]
+        self.cuts: dict[int, Cut] = {}  # by job row
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody could give anything up."""
+        return not len(self._rows)
+
+    def make_room(self, row: int, wants: tuple[Want, ...]) -> dict[int, Cut]:
+        """Have the job of a row fit later by shrinking alone, and hold its places.
+
+        Returns what each job gives up for it, booked as gone; nothing if that does not suffice.
+        """
+        if self.is_idle:
+            return {}
+        for right in self._rights(row, wants):
+            search = _Search(self, row, right)
+            if search.run():
+                return self._settle(row, right.wants, search.taken)
+        return {}
+
+    def make_room_besides(
+        self, row: int, wants: tuple[Want, ...], evict: Callable[[], bool]
+    ) -> dict[int, Cut] | None:
+        """Shrink whom the job may shrink, and let `evict` find who must stop besides.
+
+        `evict` holds the places. Returns what of the shrinking it takes; None if in vain.
+        """
+        if self.is_idle or self.draft.promises:
+            return None
+        rights = list(self._rights(row, wants))
+        if not rights:
+            return None
+        search = _Search(self, row, rights[-1])
+        search.take_all()
+        shrunk = [other for other in search.taken if other not in self.cuts]
+        self.draft.is_evicted[shrunk] = True  # others are looked for
+        if not search.taken or not evict():
+            search.undo()
+            self.draft.is_evicted[shrunk] = False
+            return None
+        search.spare_what_fits()
+        self.draft.is_evicted[shrunk] = False
+        return self._note(search.taken)
+
+    # Whom a job may shrink
+
+    def _rights(self, row: int, wants: tuple[Want, ...]) -> Iterator[_Right]:
+        """Yield what the job may ask for, the least first."""
+        surplus = self._surplus(row, wants)
+        if surplus:
+            yield _Right(wants, surplus, surplus)
+        evictable = self._evictable(row)
+        if self._quotas is None:
+            allowed = self._rule(self.draft.snapshot, row, evictable)
+            if len(allowed):
+                spare = surplus | self._spare(allowed, is_surplus=False)
+                yield _Right(wants, surplus, spare)
+            return
+        by_policy = np.zeros(len(self.draft.is_evicted), np.bool_)
+        by_policy[self._rule(self.draft.snapshot, row, evictable)] = True
+        for need, gpu_type in self._quotas.options(row):
+            claim = self._quotas.claim(row, need)
+            if gpu_type is not None and not claim.is_entitled:
+                continue
+            allowed = claim.allowed(evictable[by_policy[evictable]], evictable)
+            allowed = allowed[[not self._comes_back(row, other) for other in allowed.tolist()]]
+            if len(allowed):
+                spare = surplus | self._spare(allowed, is_surplus=False)
+                asked = wants if gpu_type is None else of_type(wants, gpu_type)
+                yield _Right(asked, surplus, spare, claim, by_policy)
+
+    def _surplus(self, row: int, wants: tuple[Want, ...]) -> Spare:
+        """Return what jobs hold beyond what they want and can give back with a gain."""
+        snapshot, jobs, rows = self.draft.snapshot, self.draft.snapshot.jobs, self._able(row)
+        has_cooled = jobs.is_elastic[rows] & (jobs.may_resize_at_s[rows] <= snapshot.now_s)
+        is_cut = np.array([other in self.cuts for other in rows.tolist()], np.bool_)
+        spare = self._spare(rows[has_cooled | is_cut], is_surplus=True)
+        width = sum(_width(w.shape) * len(w.must) for w in least_of(wants))
+        return {
+            other: roles
+            for other, roles in spare.items()
+            if self.cost_gpu_s(other)
+            < width * snapshot.job_at(other).spec.resize_cooldown_s + 1e-9
+        }
+
+    def _evictable(self, row: int) -> Rows:
+        """Return who may be shrunk by somebody who may stop them."""
+        snapshot, rows = self.draft.snapshot, self._able(row)
+        may = np.array([snapshot.job_at(r).spec.preemptible for r in rows.tolist()], np.bool_)
+        jobs = snapshot.jobs
+        ran_s = snapshot.now_s - jobs.started_at_s[rows]
+        evictable: Rows = rows[may & (ran_s >= jobs.min_runtime_s[rows])]
+        return evictable
+
+    def _able(self, row: int) -> Rows:
+        """Return divisible jobs of which nothing is going yet, but for what is cut here."""
+        jobs, draft, rows = self.draft.snapshot.jobs, self.draft, self._rows
+        is_able = (jobs.n_stopping[rows] == 0) & ~draft.is_evicted[rows]
+        is_able |= np.array([other in self.cuts for other in rows.tolist()], np.bool_)
+        able: Rows = rows[is_able & (rows != row) & draft.is_clear()[rows]]
+        return able
+
+    def _spare(self, rows: Rows, *, is_surplus: bool) -> Spare:
+        """Return how many tasks may go: beyond what is wanted, or beyond what is needed."""
+        snapshot = self.draft.snapshot
+        spare: Spare = {}
+        for row in rows.tolist():
+            staying = Counter(task.id.role for task in self.staying(row))
+            spec = snapshot.job_at(row).spec
+            more = Counter(
+                {
+                    role.name: staying[role.name]
+                    - (role.count if is_surplus else role.min_count)
+                    for role in spec.roles
+                }
+            )
+            if +more and (spec.kind is JobKind.INFERENCE or self._is_whole(row)):
+                spare[row] = +more
+        return spare
+
+    def _is_whole(self, row: int) -> bool:
+        """Return whether no member of a gang has ended: one that is ending is left alone."""
+        tasks = self.draft.snapshot.jobs.tasks[row]
+        return bool(tasks) and tasks[0].world_size == len(tasks)
+
+    def _comes_back(self, row: int, other: int) -> bool:
+        """Return whether a service would take what it gave up again, before the job."""
+        quotas, jobs = self._quotas, self.draft.snapshot.jobs
+        is_service = self.draft.snapshot.job_at(other).spec.kind is JobKind.INFERENCE
+        if quotas is None or not is_service or not quotas.tree.has_shares:
+            return False
+        mine, theirs = quotas.rank(row), quotas.rank(other, as_gang=True)
+        is_at_home = bool(jobs.queue[other] == jobs.queue[row])
+        return not (mine < theirs or (is_at_home and mine == theirs))
+
+    # What it costs
+
+    def staying(self, row: int) -> list[Task]:
+        """Return the tasks that a job has left."""
+        gone = self.cuts[row].tasks if row in self.cuts else []
+        return [
+            task
+            for task in self.draft.snapshot.jobs.tasks[row]
+            if task.phase is not TaskPhase.STOPPING and task not in gone
+        ]
+
+    def cost_gpu_s(self, row: int) -> float:
+        """Return what shrinking a job costs: a gang its restart and the work not saved."""
+        snapshot = self.draft.snapshot
+        if row in self.cuts or snapshot.job_at(row).spec.kind is JobKind.INFERENCE:
+            return 0.0
+        shapes = self.shapes(row)
+        width = sum(_width(shapes[task.id.role]) for task in snapshot.jobs.tasks[row])
+        return width * (float(snapshot.unsaved_s(np.array([row], np.intp))[0]) + RESTART_S)
+
+    def shapes(self, row: int) -> dict[str, Shape]:
+        """Return what the tasks of each role take."""
+        gang = self.draft.snapshot.gangs[self.draft.snapshot.jobs.gang[row]]
+        return {role.name: role.shape for role in gang}
+
+    # Books
+
+    def release(self, row: int, tasks: Sequence[Task], *, sign: int = -1) -> None:
+        """Book tasks as gone from the later books and ledger; with sign 1 undo that."""
+        space = self.draft.open_later()
+        move = self.draft.release if sign < 0 else self.draft.restore
+        move(space, row, tasks)
+        if self._quotas is not None:
+            self._quotas.release(row, tasks, sign=sign)
+
+    def fits(self, row: int, wants: tuple[Want, ...]) -> bool:
+        """Return whether what the job needs at least would fit later."""
+        needs = least_of(wants)
+        if self._quotas is not None:
+            admitted = self._quotas.admit(row, needs, is_now=False)
+            if isinstance(admitted, Excess):
+                return False
+            needs = admitted
+        return could_place(self.draft.open_later(), needs)
+
+    def can_restore(self, row: int, task: Task) -> bool:
+        """Return whether nobody holds the place of a task later."""
+        nodes = self.draft.open_later().nodes
+        shape = self.shapes(row)[task.id.role]
+        return capacity.can_take(nodes, nodes.row_of[task.node], shape, task.devices)
+
+    def _settle(
+        self, row: int, wants: tuple[Want, ...], taken: dict[int, list[Task]]
+    ) -> dict[int, Cut]:
+        self.draft.note_ends(taken.items())
+        admitted: tuple[Want, ...] | Excess = wants
+        if self._quotas is not None:
+            admitted = self._quotas.admit(row, wants, is_now=False)
+        assert not isinstance(admitted, Excess)
+        members = hold_later(self.draft, row, admitted)
+        assert not isinstance(members, Shortfall)
+        if self._quotas is not None:
+            self._quotas.book(row, members, is_now=False)
+        return self._note(taken)
+
+    def _note(self, taken: dict[int, list[Task]]) -> dict[int, Cut]:
+        """Remember who gives what up; return it."""
+        found = {}
+        for row, tasks in taken.items():
+            cut = self.cuts.setdefault(row, Cut())
+            cut.tasks += tasks
+            roles = self.draft.snapshot.job_at(row).spec.roles
+            wanted = Counter({role.name: role.count for role in roles})
+            left = Counter(task.id.role for task in self.staying(row))
+            is_surplus = not wanted - left
+            cut.is_surplus &= is_surplus
+            self.draft.is_evicted[row] = True
+            found[row] = Cut(tasks, is_surplus)
+        return found
+
+
+class _Search:
+    """The search for one job; books hypotheses on the later books and in the later ledger."""
+
+    def __init__(self, shrinking: Shrinking, row: int, right: _Right) -> None:
+        self._shrinking = shrinking
+        self._row = row
+        self._right = right
+        self._left: Spare = {other: roles.copy() for other, roles in right.spare.items()}
+        self.taken: dict[int, list[Task]] = {}
+        self._owners, self._tasks, self._held = self._units()
+
+    def _units(self) -> tuple[list[int], list[Task], Holdings]:
+        """Return every task that could go, its job row, and what it holds, cheapest first."""
+        shrinking, snapshot = self._shrinking, self._shrinking.draft.snapshot
+        owners: list[int] = []
+        tasks: list[Task] = []
+        amounts: list[tuple[int, int, int]] = []
+        costs: list[float] = []
+        for row, roles in sorted(self._left.items()):
+            shapes = shrinking.shapes(row)
+            whole = shrinking.cost_gpu_s(row) / roles.total()
+            for task in reversed(shrinking.staying(row)):
+                if roles[task.id.role]:
+                    shape = shapes[task.id.role]
+                    owners.append(row)
+                    tasks.append(task)
+                    amounts.append((shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli))
+                    costs.append(whole or _width(shape) * RESTART_S)
+        n_units = len(tasks)
+        row_of = snapshot.nodes.row_of
+        held = Holdings(
+            row=np.arange(n_units),
+            node=np.array([row_of[task.node] for task in tasks], np.intp),
+            amount=np.array(amounts, np.int64).reshape(-1, AMOUNTS),
+            cost=np.zeros(n_units),
+            share=np.ones(n_units),
+        )
+        cost = np.array(costs, np.float64)
+        of = np.array(owners, np.intp)
+        jobs = snapshot.jobs
+        order = np.lexsort((np.arange(n_units), -jobs.sequence[of], jobs.priority[of], cost))
+        rank = np.empty(n_units, np.intp)
+        rank[order] = np.arange(n_units)
+        return owners, tasks, held.ordered(rank, cost)
+
+    def run(self) -> bool:
+        """Take what the job needs to fit; return whether it does, else nothing is taken."""
+        space = self._shrinking.draft.open_later()
+        orders = [
+            exodus(self._held, space, want.shape, len(want.must))
+            for want in least_of(self._right.wants)
+        ]
+        found = [order for order in orders if order is not None]
+        if len(found) < len(orders):
+            return False
+        likely = dict.fromkeys(unit for order in found for unit in order.rows[: order.n_likely])
+        rest = dict.fromkeys(unit for order in found for unit in order.rows)
+        for unit in likely:
+            self._take(unit)
+        if not self._fits():
+            for unit in rest:
+                if unit not in likely and self._take(unit) and self._fits():
+                    break
+            else:
+                self.undo()
+                return False
+        self._reprieve()
+        return bool(self.taken)
+
+    def take_all(self) -> None:
+        """Take everything that may go."""
+        for unit in range(len(self._tasks)):
+            self._take(unit)
+
+    def undo(self) -> None:
+        """Give back all that was taken."""
+        for row in list(self.taken):
+            self._give(row, self.taken[row])
+
+    def spare_what_fits(self) -> None:
+        """Give back what nobody holds by now."""
+        for row in self._dearest_first():
+            for task in reversed(self.taken[row].copy()):
+                if self._shrinking.can_restore(row, task):
+                    self._give(row, [task])
+
+    def _fits(self) -> bool:
+        return self._shrinking.fits(self._row, self._right.wants)
+
+    def _take(self, unit: int) -> bool:
+        row, task = self._owners[unit], self._tasks[unit]
+        if not self._left[row][task.id.role] or not self._may_give(row, task):
+            return False
+        self._left[row][task.id.role] -= 1
+        self._shrinking.release(row, [task])
+        self.taken.setdefault(row, []).append(task)
+        return True
+
+    def _may_give(self, row: int, task: Task) -> bool:
+        claim, by_policy = self._right.claim, self._right.by_policy
+        if claim is None or by_policy is None:
+            return True
+        surplus = self._right.surplus.get(row, Counter())[task.id.role]
+        is_surplus = surplus > sum(t.id.role == task.id.role for t in self.taken.get(row, ()))
+        return is_surplus or claim.may_give(row, [task], by_policy)
+
+    def _give(self, row: int, tasks: list[Task]) -> None:
+        self._shrinking.release(row, tasks, sign=1)
+        self._left[row].update(task.id.role for task in tasks)
+        self.taken[row] = [task for task in self.taken[row] if task not in tasks]
+        if not self.taken[row]:
+            del self.taken[row]
+
+    def _reprieve(self) -> None:
+        """Give back what is not needed: of whole jobs, dearest first, then task by task."""
+        for row in self._dearest_first():
+            tasks = self.taken[row]
+            self._shrinking.release(row, tasks, sign=1)
+            is_needed = not self._fits()
+            self._shrinking.release(row, tasks)
+            if not is_needed:
+                self._give(row, tasks)
+        for row in self._dearest_first():
+            for task in reversed(self.taken[row].copy()):
+                self._shrinking.release(row, [task], sign=1)
+                is_needed = not self._fits()
+                self._shrinking.release(row, [task])
+                if not is_needed:
+                    self._give(row, [task])
+
+    def _dearest_first(self) -> list[int]:
+        sequence = self._shrinking.draft.snapshot.jobs.sequence
+        cost = self._shrinking.cost_gpu_s
+        return sorted(self.taken, key=lambda row: (-cost(row), int(sequence[row])))
+
+
+def _width(shape: Shape) -> float:
+    """Return what a task takes, in GPUs."""
+    return (shape.total_gpu_milli + CPU_WEIGHT * shape.cpu_milli) / MILLI
