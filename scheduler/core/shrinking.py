@@ -23,7 +23,7 @@ from scheduler.core.placement import Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
 from scheduler.core.preemption import CPU_WEIGHT, RESTART_S
 from scheduler.core.quotas import Claim, Excess, Quotas, least_of
-from scheduler.core.reclaim import of_type
+from scheduler.core.reclaim import MOST_TRIES, of_type
 from scheduler.core.snapshot import BoolColumn, Rows
 
 Spare = dict[int, Counter[str]]
@@ -74,8 +74,12 @@ class Shrinking:
             return {}
         for right in self._rights(row, wants):
             search = _Search(self, row, right)
-            if search.run():
-                return self._settle(row, right.wants, search.taken)
+            for _ in range(MOST_TRIES):
+                if not search.run():
+                    break
+                if not search.leave_who_comes_back():
+                    return self._settle(row, right.wants, search.taken)
+                search.undo()
         return {}
 
     def make_room_besides(
@@ -92,6 +96,7 @@ class Shrinking:
             return None
         search = _Search(self, row, rights[-1])
         search.take_all()
+        search.leave_who_comes_back()
         shrunk = [other for other in search.taken if other not in self.cuts]
         self.draft.is_evicted[shrunk] = True  # others are looked for
         if not search.taken or not evict():
@@ -123,7 +128,6 @@ class Shrinking:
             if gpu_type is not None and not claim.is_entitled:
                 continue
             allowed = claim.allowed(evictable[by_policy[evictable]], evictable)
-            allowed = allowed[[not self._comes_back(row, other) for other in allowed.tolist()]]
             if len(allowed):
                 spare = surplus | self._spare(allowed, is_surplus=False)
                 asked = wants if gpu_type is None else of_type(wants, gpu_type)
@@ -183,7 +187,7 @@ class Shrinking:
         tasks = self.draft.snapshot.jobs.tasks[row]
         return bool(tasks) and tasks[0].world_size == len(tasks)
 
-    def _comes_back(self, row: int, other: int) -> bool:
+    def comes_back(self, row: int, other: int) -> bool:
         """Return whether a service would take what it gave up again, before the job."""
         quotas, jobs = self._quotas, self.draft.snapshot.jobs
         is_service = self.draft.snapshot.job_at(other).spec.kind is JobKind.INFERENCE
@@ -347,6 +351,18 @@ class _Search:
         """Take everything that may go."""
         for unit in range(len(self._tasks)):
             self._take(unit)
+
+    def leave_who_comes_back(self) -> bool:
+        """Spare services that would have it all again before the job; return whether any."""
+        first = []
+        for row, tasks in list(self.taken.items()):
+            surplus = self._right.surplus.get(row, Counter())
+            is_missed = Counter(task.id.role for task in tasks) - surplus
+            if is_missed and self._shrinking.comes_back(self._row, row):
+                self._give(row, tasks)
+                self._left[row] = surplus.copy()
+                first.append(row)
+        return bool(first)
 
     def undo(self) -> None:
         """Give back all that was taken."""
