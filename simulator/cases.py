@@ -16,14 +16,17 @@ from scheduler.core.errors import InvalidInput
 from scheduler.core.ports import Backfilling, Policy
 from scheduler.core.snapshot import Snapshot
 from simulator.cluster import SimulatedCluster
+from simulator.inference import with_services
 from simulator.presets import preset
 from simulator.report import Summary, summarised
+from simulator.service_file import Offered, beginning_at
 from simulator.simulation import DEFAULTS, Settings, simulate
 from simulator.synthetic import generate, scaled_to
 from simulator.traces import read_trace
 from simulator.traces.format import Assumptions
 from simulator.traces.transforms import (
     Wanted,
+    merged,
     only,
     sampled,
     stretched,
@@ -170,6 +173,7 @@ class Case:
     seed: int = 0
     settings: Settings = DEFAULTS
     until_s: float = math.inf  # cut off so long after the first job
+    services: tuple[Offered, ...] = ()  # their loads begin with the first job
 
 
 Advance = Callable[[float, float], None]
@@ -191,9 +195,10 @@ def run_case(case: Case, advance: Advance | None = None) -> Summary:
             "trace", f"{case.source.name}: there are no jobs in it, or none left"
         )
     choice = case.deciding
+    services = beginning_at(case.services, first.at_s)
     run = simulate(
         case.cluster,
-        chain([first], jobs),
+        merged([one.job for one in services if one.job is not None], chain([first], jobs)),
         choice.made(),
         seed=case.seed,
         settings=replace(
@@ -206,6 +211,7 @@ def run_case(case: Case, advance: Advance | None = None) -> Summary:
         else lambda so_far: advance(so_far.n_submitted, so_far.n_ended),
         trace=case.source.name,
     )
+    run = with_services(run, {one.key: one.service for one in services})
     summary = summarised(replace(run, policy=choice.label))
     return replace(summary, skipped=dict(sorted(skipped.items())))
 

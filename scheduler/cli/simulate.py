@@ -106,6 +106,10 @@ def simulate(
     spot_taken: Annotated[
         str, typer.Option(metavar="TIME", help="A spot node is taken so often.")
     ] = "",
+    services: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file of services and their load."),
+    ] = None,
     format_: Annotated[
         str, typer.Option("--format", metavar="NAME", help="Of the trace, if it is not told.")
     ] = "",
@@ -149,7 +153,7 @@ def simulate(
     )
 
     asked = dict(locals())
-    given = {name: asked[name] for name in _KEPT}
+    given = {name: asked[name] for name in _KEPT} | {"services": str(services or "")}
     if bool(trace) == bool(preset):
         raise CommandError("give one of --trace and --preset", code=ExitCode.USAGE)
     with clear_errors():
@@ -179,7 +183,7 @@ _KEPT = (
     "cluster", "trace", "preset", "policy", "seeds", "jobs", "load", "stretch", "sample",
     "after", "span", "queue", "user", "gpu_type", "min_gpus", "max_gpus", "estimates",
     "checkpoint", "until", "score", "backfill", "round_", "decide_every", "node_fails",
-    "gpu_fails", "spot_taken", "format_",
+    "gpu_fails", "spot_taken", "format_", "services",
 )  # fmt: skip
 """What a result follows from, and a report repeats."""
 
@@ -243,6 +247,7 @@ def source_of(asked: dict[str, Any]) -> "Source":
 def _cases(asked: dict[str, Any], cluster: Any, policies: Any) -> "list[Case]":  # noqa: ANN401
     from simulator.cases import Case
     from simulator.failures import Failures
+    from simulator.service_file import load_services
     from simulator.simulation import Settings
 
     never = float("inf")
@@ -255,6 +260,7 @@ def _cases(asked: dict[str, Any], cluster: Any, policies: Any) -> "list[Case]": 
         ),
     )
     source = source_of(asked)
+    services = load_services(asked["services"]) if asked["services"] else ()
     until_s = _seconds(asked["until"], "--until", never)
     return [
         Case(
@@ -264,6 +270,7 @@ def _cases(asked: dict[str, Any], cluster: Any, policies: Any) -> "list[Case]": 
             seed=seed,
             settings=settings,
             until_s=until_s,
+            services=services,
         )
         for policy in policies
         for seed in range(asked["seeds"])

@@ -18,6 +18,8 @@ from simulator.cluster import SimulatedCluster, uniform_cluster
 from simulator.cluster_file import load_cluster
 from simulator.report import Summary
 from simulator.sweep import Advanced, Engine, EngineMissing, Where, sweep
+from simulator.traces.clusters import is_known
+from simulator.traces.clusters import read_cluster as traced_cluster
 
 _POOL = re.compile(r"(\d+)x(\d+)x([A-Za-z0-9][A-Za-z0-9_.-]*)")
 
@@ -44,10 +46,14 @@ def clear_errors() -> Iterator[None]:
 
 
 def read_cluster(text: str) -> SimulatedCluster:
-    """Return the cluster of a file, or of `4x8xA100,2x4xL4`: nodes x GPUs of a node x type."""
+    """Return the cluster of a file, or of `4x8xA100,2x4xL4`: nodes x GPUs of a node x type.
+
+    A file is ours, in YAML, or the list of machines of a public trace.
+    """
     path = Path(text)
     if path.exists():
-        return load_cluster(path)
+        is_yaml = path.suffix in {".yaml", ".yml"}
+        return load_cluster(path) if is_yaml or not is_known(path) else traced_cluster(path)
     parts = [_POOL.fullmatch(part) for part in text.split(",")]
     if not all(parts):
         raise CommandError(

@@ -297,7 +297,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
         with path.open(encoding="utf-8-sig", newline="") as text:
             yield text
     elif path.name.endswith((".tar.gz", ".tgz")):
-        with tarfile.open(path, "r|gz") as archive:
+        with tarfile.open(path, "r:gz") as archive:
             files = (archive.extractfile(member) for member in archive if member.isfile())
             packed = next((file for file in files if file is not None), None)
             if packed is None:
