@@ -401,6 +401,15 @@ class Client:
         answer = await self._link.repeated(self._link.stub.ListQueues, request, None)
         return list(answer.queues)
 
+    async def set_queue_state(
+        self, name: str, *, is_open: bool | None = None, is_started: bool | None = None
+    ) -> cluster_pb2.Queue:
+        """Open, close, start or stop a queue; what is not given stays as it is."""
+        request = cluster_pb2.SetQueueStateRequest(
+            name=name, is_open=is_open, is_started=is_started
+        )
+        return await self._link.repeated(self._link.stub.SetQueueState, request, None)
+
     async def delete_queue(self, name: str) -> None:
         """Remove an empty queue."""
         request = cluster_pb2.DeleteQueueRequest(name=name)

@@ -28,6 +28,7 @@ from scheduler.core.events import (
     NodeRemoved,
     QueueDeleted,
     QueuePut,
+    QueueStateSet,
     RetentionPassed,
     TaskCheckpointed,
     TaskEnded,
@@ -305,13 +306,26 @@ class Chaos:
 
     def administer(self) -> None:
         pick, at_s, name = self.pick, self.now_s(), QueueName("other")
-        what = pick(["put", "put", "delete", "forget"])
-        if what == "put":
+        what = pick(["put", "put", "state", "delete", "forget"])
+        if what == "state":
+            event = QueueStateSet(
+                at_s=at_s,
+                name=pick([name, QueueName("default"), QueueName("nobody's")]),
+                is_open=pick([None, True, True, False]),
+                is_started=pick([None, True, True, False]),
+            )
+            self.observe(event)
+        elif what == "put":
             most = pick([None, None, 0, 1000, 3000])
             queue = Queue(
                 name=name,
                 is_open=not pick(MAYBE),
                 is_started=not pick(MAYBE),
+                default_time_limit_s=pick([0.0, 0.0, 40.0]),
+                max_time_limit_s=pick([0.0, 0.0, 0.0, 50.0]),
+                default_min_runtime_s=pick([0.0, 10.0]),
+                is_preemptible=not pick(MAYBE),
+                max_jobs_per_submitter=pick([0, 0, 0, 5]),
                 limit=() if most is None else ((pick(["gpu_milli", "cpu_milli"]), most),),
             )
             self.observe(QueuePut(at_s=at_s, queue=queue))

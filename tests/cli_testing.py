@@ -168,6 +168,12 @@ class FakeCluster(cluster_pb2_grpc.ClusterServicer):
         self._took(request, context)
         return pb.ListQueuesResponse(queues=self.queues.values())
 
+    def SetQueueState(self, request, context):  # noqa: N802
+        self._took(request, context)
+        queue = self.queues[request.name]
+        queue.is_open, queue.is_started = request.is_open, request.is_started
+        return queue
+
     def DeleteQueue(self, request, context):  # noqa: N802
         self._took(request, context)
         return pb.DeleteQueueResponse(revision=4)

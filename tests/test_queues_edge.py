@@ -38,6 +38,11 @@ EVERYTHING = Queue(
     max_jobs=100,
     may_preempt=QueuePreemption.IN_QUEUE,
     policy="drf",
+    default_time_limit_s=3600.0,
+    max_time_limit_s=7200.5,
+    default_min_runtime_s=60.0,
+    is_preemptible=False,
+    max_jobs_per_submitter=7,
 )
 
 
@@ -69,6 +74,10 @@ def test_a_queue_of_an_older_version_is_read_with_defaults() -> None:
         ("max_jobs", pb.Queue(name="q", max_jobs=-1)),
         ("may_preempt", pb.Queue(name="q", may_preempt=9)),
         ("policy", pb.Queue(name="q", policy="no good")),
+        ("default_time_limit_s", pb.Queue(name="q", default_time_limit_s=-1)),
+        ("max_time_limit_s", pb.Queue(name="q", max_time_limit_s=float("inf"))),
+        ("default_min_runtime_s", pb.Queue(name="q", default_min_runtime_s=float("nan"))),
+        ("max_jobs_per_submitter", pb.Queue(name="q", max_jobs_per_submitter=-1)),
     ],
 )
 def test_bad_fields_are_named(field: str, message: pb.Queue) -> None:
@@ -118,7 +127,9 @@ def cluster() -> Iterator[FakeCluster]:
 def test_a_queue_is_put_as_people_write_it(cluster: FakeCluster) -> None:
     words = "--parent lab --guaranteed gpus:A100=8,cpus=64 --limit gpus=16,memory=1Ti"
     more = "--borrow none --weight 2 --keep --max-priority 5 --max-jobs 9 --preempt never"
-    put = ("queue", "put", "vision", *words.split(), *more.split(), "--policy", "drf")
+    rules = "--policy drf --default-time 1h --max-time 2:00:00 --min-runtime 5m"
+    rules += " --no-preemptible --max-jobs-each 3"
+    put = ("queue", "put", "vision", *words.split(), *more.split(), *rules.split())
     assert lepton(*put, cluster=cluster).exit_code == 0
     queue = cluster.queues["vision"]
     assert dict(queue.guaranteed) == {"gpu_milli:A100": 8_000, "cpu_milli": 64_000}
@@ -126,6 +137,9 @@ def test_a_queue_is_put_as_people_write_it(cluster: FakeCluster) -> None:
     assert (queue.parent, queue.weight, queue.is_lender) == ("lab", 2.0, False)
     assert queue.may_preempt == pb.QUEUE_PREEMPTION_NEVER
     assert queue.policy == "drf"
+    times = (queue.default_time_limit_s, queue.max_time_limit_s, queue.default_min_runtime_s)
+    assert times == (3600.0, 7200.0, 300.0)
+    assert (queue.is_preemptible, queue.max_jobs_per_submitter) == (False, 3)
     assert lepton("queue", "put", "vision", "--policy", "none", cluster=cluster).exit_code == 0
     assert not cluster.queues["vision"].policy
     assert lepton("queue", "put", "vision", "--limit", "none", cluster=cluster).exit_code == 0
@@ -156,3 +170,68 @@ def test_queues_are_shown_as_a_tree(cluster: FakeCluster) -> None:
     assert "gpus:A100=8" in shown[1]
     for text in ("gpus=3,cpus=4,memory=2Gi", "gpus=2,cpus=8", "gpus=1 "):
         assert text in shown[3] + " "
+
+
+STATES = {  # Slurm's word: what is told, and what is shown of an empty queue
+    "start": (True, True, "open"),  # UP
+    "stop": (True, False, "stopped"),  # DOWN
+    "drain": (False, True, "drained"),  # DRAIN
+    "close": (False, False, "closed"),  # INACTIVE
+}
+
+
+@pytest.mark.parametrize("verb", STATES)
+def test_queues_are_started_stopped_drained_and_closed(cluster: FakeCluster, verb: str) -> None:
+    is_open, is_started, shown = STATES[verb]
+    for name in ("a", "b"):
+        cluster.queues[name] = pb.Queue(name=name, is_open=True, is_started=True)
+    assert lepton("queue", verb, "a", "b", cluster=cluster).exit_code == 0
+    asked = cluster.of(pb.SetQueueStateRequest)
+    assert [(r.name, r.is_open, r.is_started) for r in asked] == [
+        ("a", is_open, is_started),
+        ("b", is_open, is_started),
+    ]
+    cluster.queues["b"].n_running = 1
+    lines = lepton("queues", cluster=cluster).stdout.splitlines()
+    states = {line.split()[0]: line.split()[1] for line in lines[1:]}
+    assert states["a"] == shown
+    assert states["b"] == ("draining" if verb == "drain" else shown)
+    told = lepton("queue", verb, "a", "-o", "json", cluster=cluster).stdout
+    assert f'"is_open": {str(is_open).lower()}' in told
+
+
+async def test_a_queues_own_admins_start_and_stop_it_but_do_not_put_it(tmp_path: Path) -> None:
+    security = SecurityConfig(token_file=token_file(tmp_path, **USERS), admins=("root",))
+    async with serving(tmp_path, security=security) as served:
+        clients = {user: served.client(token=token) for user, token in USERS.items()}
+        root, ada, bob = clients["root"], clients["ada"], clients["bob"]
+        await root.put_queue(Queue(name=QueueName("vision"), admins=("ada",)))
+        stopped = await ada.set_queue_state("vision", is_started=False)
+        assert (stopped.is_open, stopped.is_started) == (True, False)
+        closed = await root.set_queue_state("vision", is_open=False)
+        assert (closed.is_open, closed.is_started) == (False, False)
+        assert await code_of(bob.set_queue_state("vision")) is Code.PERMISSION_DENIED
+        assert await code_of(ada.put_queue(Queue(name=QueueName("vision")))) is (
+            Code.PERMISSION_DENIED
+        )
+        assert await code_of(root.set_queue_state("nobody")) is Code.NOT_FOUND
+        assert await code_of(root.set_queue_state("no good")) is Code.INVALID_ARGUMENT
+        for client in clients.values():
+            await client.close()
+
+
+async def test_a_dry_run_is_refused_what_a_submit_is_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, served.client() as client:
+        await client.put_queue(
+            Queue(name=QueueName("a"), max_time_limit_s=60.0, max_priority=5)
+        )
+        await client.put_queue(Queue(name=QueueName("b"), parent=QueueName("a")))
+        for spec in (
+            spec_of(queue="b", time_limit_s=61.0),
+            spec_of(queue="b", priority=6),
+        ):
+            assert await code_of(client.dry_run(spec)) is Code.FAILED_PRECONDITION
+            assert await code_of(client.submit(spec)) is Code.FAILED_PRECONDITION
+        assert (await client.dry_run(spec_of(queue="b"))).starts_now
+        answer = await client.submit(spec_of(queue="b"))
+        assert (await client.job(answer.job_id)).spec.time_limit_s == 60.0

@@ -175,11 +175,12 @@ def _as_tree(queues: Sequence[pb.Queue]) -> list[tuple[pb.Queue, int]]:
 def _queue_row(queue: pb.Queue, depth: int) -> Row:
     is_open = queue.is_open if queue.HasField("is_open") else True
     is_started = queue.is_started if queue.HasField("is_started") else True
+    has_jobs = queue.n_pending or queue.n_running
     state = {
         (True, True): Cell("open", "green"),
         (True, False): Cell("stopped", "yellow"),
-        (False, True): Cell("closed", "yellow"),
-        (False, False): Cell("closed,stopped", "red"),
+        (False, True): Cell("draining" if has_jobs else "drained", "yellow"),
+        (False, False): Cell("closed", "red"),
     }[is_open, is_started]
     return (
         "  " * depth + queue.name,

@@ -51,7 +51,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         Verb("uncordon", "nodes:uncordon", "Open nodes again."),
         Verb("drain", "nodes:drain", "Empty nodes: stop their tasks and close them."),
         Verb("queues", "queues:queues", "List queues."),
-        Verb("queue", "queues:app", "Make, change or delete a queue."),
+        Verb("queue", "queues:app", "Make, change, start, stop, drain or delete a queue."),
         Verb("info", "info:info", "Show the daemon: version, policy, load."),
     ),
     "Simulator": (

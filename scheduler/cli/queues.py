@@ -8,6 +8,7 @@ import typer
 from scheduler.cli.command import LeptonCommand, LeptonFamily
 from scheduler.cli.completion import complete_queue
 from scheduler.cli.settings import Settings
+from scheduler.quantities import parse_duration_s
 
 if TYPE_CHECKING:
     from scheduler.client import Client
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 Name = Annotated[
     str,
     typer.Argument(metavar="QUEUE", help="Name of the queue.", autocompletion=complete_queue),
+]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="QUEUE...", help="Their names.", autocompletion=complete_queue),
 ]
 
 
@@ -103,6 +108,31 @@ def put(
     max_jobs: Annotated[
         int | None, typer.Option(help="Live jobs at most; 0 for any number.")
     ] = None,
+    max_jobs_each: Annotated[
+        int | None, typer.Option(help="Live jobs of one submitter at most; 0 for any number.")
+    ] = None,
+    default_time: Annotated[
+        float | None,
+        typer.Option(parser=parse_duration_s, metavar="TIME", help="Limit of jobs without."),
+    ] = None,
+    max_time: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_duration_s, metavar="TIME", help="The longest limit; 0: any."
+        ),
+    ] = None,
+    min_runtime: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_duration_s, metavar="TIME", help="Not preempted before, without own."
+        ),
+    ] = None,
+    is_preemptible: Annotated[
+        bool | None,
+        typer.Option(
+            "--preemptible/--no-preemptible", help="Whether its jobs may be stopped for others."
+        ),
+    ] = None,
     preempt: Annotated[
         Preempt | None, typer.Option(help="Whom its jobs may stop, if the policy allows.")
     ] = None,
@@ -114,12 +144,11 @@ def put(
 
     Examples:
       lepton queue put vision --submitters ada,bob --admins ada
-      lepton queue put vision --stopped           its jobs wait from now on
-      lepton queue put vision --closed            it takes no new jobs
+      lepton queue put vision --default-time 4h --max-time 2d --max-jobs-each 50
       lepton queue put vision --parent lab --guaranteed gpus=8,gpus:A100=4
       lepton queue put vision --borrow gpus=4     at most 4 GPUs of others
       lepton queue put vision --limit none        no limits any more
-      lepton queue put vision --policy drf        its jobs are served by another policy
+      lepton queue put vision --policy drf        served by another policy
     """
     from scheduler.cli.amounts import parse_amounts
     from scheduler.cli.connection import run
@@ -143,6 +172,11 @@ def put(
         "default_priority": default_priority,
         "max_priority": max_priority,
         "max_jobs": max_jobs,
+        "max_jobs_per_submitter": max_jobs_each,
+        "default_time_limit_s": default_time,
+        "max_time_limit_s": max_time,
+        "default_min_runtime_s": min_runtime,
+        "is_preemptible": is_preemptible,
         "policy": "" if policy == "none" else policy,
         "may_preempt": preempt and getattr(pb, f"QUEUE_PREEMPTION_{preempt.upper()}"),
     }
@@ -173,6 +207,70 @@ def put(
 
 def _users(given: str) -> list[str]:
     return [user.strip() for user in given.split(",") if user.strip() not in {"", "*"}]
+
+
+@app.command(cls=LeptonCommand)
+def start(ctx: typer.Context, names: Names) -> None:
+    """Let queues take jobs and start them (Slurm: UP).
+
+    Examples:
+      lepton queue start vision
+    """
+    _set_state(ctx, names, "Started", is_open=True, is_started=True)
+
+
+@app.command(cls=LeptonCommand)
+def stop(ctx: typer.Context, names: Names) -> None:
+    """Hold queues: they take jobs and start none; what runs goes on (Slurm: DOWN).
+
+    Examples:
+      lepton queue stop vision
+    """
+    _set_state(ctx, names, "Stopped", is_open=True, is_started=False)
+
+
+@app.command(cls=LeptonCommand)
+def drain(ctx: typer.Context, names: Names) -> None:
+    """Empty queues: they take no jobs and start those that wait (Slurm: DRAIN).
+
+    Examples:
+      lepton queue drain vision && lepton queues
+    """
+    _set_state(ctx, names, "Draining", is_open=False, is_started=True)
+
+
+@app.command(cls=LeptonCommand)
+def close(ctx: typer.Context, names: Names) -> None:
+    """Close queues: they take no jobs and start none; what runs goes on (Slurm: INACTIVE).
+
+    Examples:
+      lepton queue close vision
+    """
+    _set_state(ctx, names, "Closed", is_open=False, is_started=False)
+
+
+def _set_state(
+    ctx: typer.Context, names: list[str], verb: str, *, is_open: bool, is_started: bool
+) -> None:
+    from scheduler.cli.connection import run
+    from scheduler.cli.output import plain, print_data
+    from scheduler.cli.terminal import say
+
+    settings = Settings.of(ctx)
+
+    async def work(client: "Client") -> "list[pb.Queue]":
+        return [
+            await client.set_queue_state(name, is_open=is_open, is_started=is_started)
+            for name in names
+        ]
+
+    changed = run(settings, work, what="waiting for the daemon")
+    if settings.output.is_for_people:
+        for queue in changed:
+            say(f"{verb} queue {queue.name}.")
+    else:
+        shown = [plain(queue) for queue in changed]
+        print_data(shown[0] if len(shown) == 1 else shown, settings.output)
 
 
 @app.command(cls=LeptonCommand)

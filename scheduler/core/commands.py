@@ -11,11 +11,11 @@ from scheduler.core.model import (
     StopCause,
 )
 from scheduler.core.plan import Refusal
+from scheduler.core.queue_rules import check_priority, check_time_limit
 from scheduler.core.queue_tree import lineage
 from scheduler.core.records import JobRecord
 from scheduler.core.refusals import Refused
 from scheduler.core.state import ClusterState
-from scheduler.core.submissions import check_priority
 
 
 def _live_members(
@@ -93,9 +93,11 @@ def updated(
                     field,
                 )
         queue = state.queue(record.job.spec.queue)
-        if event.priority is not None and queue is not None:
-            line = lineage(queue, state.known_queues())
+        line = [] if queue is None else lineage(queue, state.known_queues())
+        if event.priority is not None:
             check_priority(line, event.priority, "priority")
+        if event.time_limit_s is not None:
+            check_time_limit(line, event.time_limit_s, "time_limit_s")
     changes.is_repeat = True
     for record in members:
         spec = record.job.spec

@@ -124,6 +124,17 @@ class QueuePut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStateSet:
+    """An admin opened, closed, started or stopped a queue; None stays as it is."""
+
+    at_s: float
+    name: QueueName
+    is_open: bool | None = None
+    is_started: bool | None = None
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueDeleted:
     """An admin removed a queue; rejected while jobs are in it."""
 
@@ -207,6 +218,7 @@ Event = (
     | NodeHealthChanged
     | NodeCordoned
     | QueuePut
+    | QueueStateSet
     | QueueDeleted
     | PlanCommitted
     | TaskStarted

@@ -1,5 +1,7 @@
 """What there is: nodes that come, go, sicken and close, and queues."""
 
+from dataclasses import replace
+
 from scheduler.core import events
 from scheduler.core.errors import InvalidInput
 from scheduler.core.lifecycle import Changes, Lifecycle
@@ -118,6 +120,23 @@ def queue_put(
     except InvalidInput as error:
         raise Refused(Refusal.INVALID, error.rule, f"queue.{error.field}") from None
     state.put_queue(event.queue)
+
+
+def queue_state_set(
+    state: ClusterState, life: Lifecycle, changes: Changes, event: events.QueueStateSet
+) -> None:
+    """Let a queue take or start jobs, or not."""
+    queue = state.queue(event.name)
+    if queue is None:
+        raise Refused(Refusal.NOT_FOUND, f"there is no queue {event.name!r}", "name")
+    changed = replace(
+        queue,
+        is_open=queue.is_open if event.is_open is None else event.is_open,
+        is_started=queue.is_started if event.is_started is None else event.is_started,
+    )
+    changes.is_repeat = changed == queue
+    if not changes.is_repeat:
+        state.put_queue(changed)
 
 
 def queue_deleted(

@@ -393,6 +393,11 @@ class Queue:
     max_jobs: int = 0  # live ones, those of its children too; 0: any number
     may_preempt: QueuePreemption = QueuePreemption.ANYWHERE
     policy: str = ""  # by which jobs here and below are served; empty: the parent's
+    default_time_limit_s: float = 0.0  # of jobs that give none; 0: the parent's
+    max_time_limit_s: float = 0.0  # 0: any
+    default_min_runtime_s: float = 0.0  # of jobs that give none; 0: the parent's
+    is_preemptible: bool = True  # else jobs here and below are never stopped for others
+    max_jobs_per_submitter: int = 0  # live ones of each, those below it too; 0: any number
 
 
 DEFAULT_QUEUE = Queue(name=QueueName("default"))

@@ -39,7 +39,6 @@ class QueueTree:
     guaranteed: IntColumn  # [n + 1, R] its own, or the sum of its children's
     ceiling: IntColumn  # [n + 1, R] limit and borrowing limit, whichever is less
     is_started: BoolColumn  # [n] and all above it
-    default_priority: IntColumn  # [n]
     has_shares: bool  # somebody weighs more, has a guarantee, a parent or a policy
     has_ceilings: bool
     has_guarantees: bool
@@ -70,7 +69,6 @@ class QueueTree:
             guaranteed=guaranteed,
             ceiling=ceiling,
             is_started=_all_above(queues, paths),
-            default_priority=_default_priorities(queues, paths),
             has_shares=any(
                 q.parent or q.weight != 1.0 or q.guaranteed or q.policy for q in known
             ),
@@ -89,6 +87,11 @@ class QueueTree:
     def is_governed(self) -> bool:
         """Whether queues matter at all beyond being open and started."""
         return self.has_shares or self.has_ceilings or self.has_reserves or self.has_rules
+
+    def line(self, row: int) -> list[Queue]:
+        """Return a queue and all above it, the nearest first."""
+        above = (self.queues[node] for node in self.paths[row][:-1].tolist())
+        return [queue for queue in above if queue is not None]
 
     def rolled_up(self, own: IntColumn) -> IntColumn:
         """Return amounts per queue with those of everything below it; `own` is [n, R]."""
@@ -203,15 +206,6 @@ def _all_above(queues: Sequence[Queue | None], paths: Sequence[Rows]) -> BoolCol
     return np.array([bool(started[path].all()) for path in paths], np.bool_)
 
 
-def _default_priorities(queues: Sequence[Queue | None], paths: Sequence[Rows]) -> IntColumn:
-    defaults = []
-    for path in paths:
-        above = [queues[row] for row in path[:-1].tolist()]
-        given = (q.default_priority for q in above if q is not None and q.default_priority)
-        defaults.append(next(given, 0))
-    return np.array(defaults, np.int64)
-
-
 # What makes a queue valid among others
 
 
@@ -231,8 +225,14 @@ def check_queue(queue: Queue, known: Mapping[QueueName, Queue]) -> None:
         _check_amounts(field, getattr(queue, field))
     if not 0 < queue.weight < np.inf:
         raise InvalidInput("weight", "must be above 0")
-    if queue.max_jobs < 0:
-        raise InvalidInput("max_jobs", "must not be negative")
+    for field in ("max_jobs", "max_jobs_per_submitter"):
+        if getattr(queue, field) < 0:
+            raise InvalidInput(field, "must not be negative")
+    for field in ("default_time_limit_s", "max_time_limit_s", "default_min_runtime_s"):
+        if not 0 <= getattr(queue, field) < np.inf:
+            raise InvalidInput(field, "must be from 0 on")
+    if queue.max_time_limit_s and queue.default_time_limit_s > queue.max_time_limit_s:
+        raise InvalidInput("default_time_limit_s", "must be at most max_time_limit_s")
     if queue.parent:
         _check_parent(queue, known)
     others = {**known, queue.name: queue}

@@ -27,6 +27,7 @@ from scheduler.core.model import (
     Task,
 )
 from scheduler.core.plan import Cause
+from scheduler.core.queue_rules import with_defaults
 from scheduler.core.queue_tree import QueueTree
 from scheduler.core.records import NOTHING_RECEIVED, Received, Seat, Stint
 from scheduler.core.topology import Near, Tree, near_of, tree_of
@@ -539,6 +540,7 @@ class Snapshot:
         )
         if queue is None:
             raise InvalidInput("spec.queue", f"there is no queue {job.spec.queue!r}")
+        job = replace(job, spec=with_defaults(job.spec, self.tree.line(queue)))
         jobs.jobs[row] = job
         jobs.queue[row] = queue
         jobs.gang[row] = len(self.gangs)
@@ -549,7 +551,7 @@ class Snapshot:
             live = {id_ for j in self.jobs.jobs if j for id_ in (j.id, j.array_id)}
             jobs.n_unmet[row] = len(targets & live)
         jobs.sequence[row] = job.sequence
-        jobs.priority[row] = job.spec.priority or self.tree.default_priority[queue]
+        jobs.priority[row] = job.spec.priority
         jobs.submitted_at_s[row] = job.submitted_at_s
         jobs.pending_since_s[row] = job.submitted_at_s
         jobs.eligible_at_s[row] = job.spec.start_after_s

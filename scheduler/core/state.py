@@ -84,6 +84,7 @@ class ClusterState:
         self.queue_number: dict[QueueName, int] = {DEFAULT_QUEUE.name: 0}
         self._known_queues: dict[QueueName, Queue] = {DEFAULT_QUEUE.name: DEFAULT_QUEUE}
         self.n_live: Counter[QueueName] = Counter()  # jobs of each queue
+        self.n_live_of: Counter[tuple[QueueName, str]] = Counter()  # of each submitter in it
         self._queue_used = np.zeros((1, FIRST_TYPE), np.int64)  # by live tasks, per resource
         self._gpu_types: dict[str, int] = {}  # columns of `_queue_used`, from FIRST_TYPE on
         self._tree: QueueTree | None = None  # made again after queues or types changed
@@ -155,6 +156,7 @@ class ClusterState:
         if job.array_id is not None:
             self.arrays.setdefault(job.array_id, {})[job.id] = None
         self.n_live[job.spec.queue] += 1
+        self.n_live_of[job.spec.queue, job.submitter] += 1
         if n_unmet:
             self.n_unmet[job.id] = n_unmet
         jobs.sequence[row] = job.sequence
@@ -238,6 +240,10 @@ class ClusterState:
         self._forget_gangs()
         self.n_unmet.pop(record.id, None)
         self.n_live[record.job.spec.queue] -= 1
+        owner = record.job.spec.queue, record.job.submitter
+        self.n_live_of[owner] -= 1
+        if not self.n_live_of[owner]:
+            del self.n_live_of[owner]
         array_id = record.job.array_id
         if array_id is not None:
             elements = self.arrays[array_id]

@@ -1,7 +1,5 @@
 """Jobs that come in: what a submit must be like, and what it makes live."""
 
-from dataclasses import replace
-
 from scheduler.core import events
 from scheduler.core.dependencies import holds, is_ended
 from scheduler.core.dump import OutcomeDump, RequestDump
@@ -14,6 +12,7 @@ from scheduler.core.model import (
     Queue,
 )
 from scheduler.core.plan import Refusal
+from scheduler.core.queue_rules import check_spec, with_defaults
 from scheduler.core.queue_tree import lineage
 from scheduler.core.records import JobRecord
 from scheduler.core.refusals import Refused
@@ -39,13 +38,11 @@ def submitted(
     if queue is None:
         raise Refused(Refusal.NOT_FOUND, f"there is no queue {spec.queue!r}", "spec.queue")
     n_elements = spec.array_size or 1
-    priority = spec.priority or int(state.tree.default_priority[state.queue_number[queue.name]])
     line = lineage(queue, state.known_queues())
-    _check_room(state, line, n_elements)
-    check_priority(line, priority, "spec.priority")
+    spec = with_defaults(spec, line)
+    check_spec(spec, line)
+    _check_room(state, line, event.submitter, n_elements)
     _check_dependencies(state, spec)
-    if priority != spec.priority:
-        spec = replace(spec, priority=priority)
     first = state.next_sequence
     state.next_sequence += n_elements
     main_id = JobId(str(first))
@@ -63,32 +60,21 @@ def submitted(
     changes.job_ids = (main_id,)
 
 
-def _check_room(state: ClusterState, line: list[Queue], n_more: int) -> None:
-    """Refuse new jobs for a queue that is closed or full, or below one that is."""
+def _check_room(state: ClusterState, line: list[Queue], submitter: str, n_more: int) -> None:
+    """Refuse new jobs for a queue that is full, or below one that is."""
     for queue in line:
-        if not queue.is_open:
-            raise Refused(
-                Refusal.PRECONDITION, f"queue {queue.name!r} takes no new jobs", "spec.queue"
-            )
-        if queue.max_jobs:
-            n_live = sum(state.n_live[name] for name in state.family(queue.name))
-            if n_live + n_more > queue.max_jobs:
-                raise Refused(
-                    Refusal.PRECONDITION,
-                    f"queue {queue.name!r} has {n_live} of at most {queue.max_jobs} jobs",
-                    "spec.queue",
-                )
-
-
-def check_priority(line: list[Queue], priority: int, field: str) -> None:
-    """Refuse a priority above what a queue of the line allows."""
-    for queue in line:
-        if queue.max_priority is not None and priority > queue.max_priority:
-            raise Refused(
-                Refusal.PRECONDITION,
-                f"queue {queue.name!r} takes priorities up to {queue.max_priority}",
-                field,
-            )
+        if not queue.max_jobs and not queue.max_jobs_per_submitter:
+            continue
+        family = state.family(queue.name)
+        n_live = sum(state.n_live[name] for name in family)
+        if queue.max_jobs and n_live + n_more > queue.max_jobs:
+            has = f"has {n_live} of at most {queue.max_jobs} jobs"
+            raise Refused(Refusal.PRECONDITION, f"queue {queue.name!r} {has}", "spec.queue")
+        most = queue.max_jobs_per_submitter
+        n_own = sum(state.n_live_of[name, submitter] for name in family)
+        if most and n_own + n_more > most:
+            has = f"has {n_own} of at most {most} jobs of {submitter or 'nobody'}"
+            raise Refused(Refusal.PRECONDITION, f"queue {queue.name!r} {has}", "spec.queue")
 
 
 def _make_live(

@@ -14,6 +14,7 @@ from scheduler.daemon.limits import (
     check_count,
     check_int,
     check_name,
+    check_seconds,
     check_text,
     check_users,
 )
@@ -62,6 +63,19 @@ def queue_from(message: cluster_pb2.Queue, limits: Limits) -> Queue:
         max_priority=max_priority,
         max_jobs=check_int("max_jobs", message.max_jobs, 0, limits.max_live_jobs),
         may_preempt=may_preempt,
+        default_time_limit_s=check_seconds(
+            "default_time_limit_s", message.default_time_limit_s, limits.max_duration_s
+        ),
+        max_time_limit_s=check_seconds(
+            "max_time_limit_s", message.max_time_limit_s, limits.max_duration_s
+        ),
+        default_min_runtime_s=check_seconds(
+            "default_min_runtime_s", message.default_min_runtime_s, limits.max_duration_s
+        ),
+        is_preemptible=message.is_preemptible if message.HasField("is_preemptible") else True,
+        max_jobs_per_submitter=check_int(
+            "max_jobs_per_submitter", message.max_jobs_per_submitter, 0, limits.max_live_jobs
+        ),
         policy=message.policy and check_name("policy", message.policy, limits.max_name_length),
     )
 
@@ -108,4 +122,9 @@ def queue_message(
         may_preempt=_PREEMPTIONS_TO_WIRE[queue.may_preempt],
         used=dict(used),
         policy=queue.policy,
+        default_time_limit_s=queue.default_time_limit_s,
+        max_time_limit_s=queue.max_time_limit_s,
+        default_min_runtime_s=queue.default_min_runtime_s,
+        is_preemptible=queue.is_preemptible,
+        max_jobs_per_submitter=queue.max_jobs_per_submitter,
     )

@@ -171,6 +171,11 @@ def _cluster_methods(
             cluster.drain_node, pb.DrainNodeRequest, audited=of_name("DrainNode")
         ),
         "PutQueue": calls.unary(cluster.put_queue, pb.PutQueueRequest, audited=queue_put),
+        "SetQueueState": calls.unary(
+            cluster.set_queue_state,
+            pb.SetQueueStateRequest,
+            audited=of_name("SetQueueState"),
+        ),
         "DeleteQueue": calls.unary(
             cluster.delete_queue, pb.DeleteQueueRequest, audited=of_name("DeleteQueue")
         ),

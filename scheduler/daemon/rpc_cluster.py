@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from scheduler.core.errors import InvalidInput
-from scheduler.core.events import NodeCordoned, QueueDeleted, QueuePut
+from scheduler.core.events import NodeCordoned, QueueDeleted, QueuePut, QueueStateSet
 from scheduler.core.model import JobPhase, NodeName, QueueName
 from scheduler.core.queue_tree import lineage
 from scheduler.core.snapshot import PHASE_CODE
@@ -117,6 +117,24 @@ class ClusterService:
         """Return every queue with its figures."""
         revision = self._daemon.engine.revision
         return cluster_pb2.ListQueuesResponse(queues=self._queues(), revision=revision)
+
+    async def set_queue_state(
+        self, request: cluster_pb2.SetQueueStateRequest, call: Call
+    ) -> cluster_pb2.Queue:
+        """Open, close, start or stop a queue."""
+        name = QueueName(check_name("name", request.name, self._limits.max_name_length))
+        queue = self._daemon.engine.queue(name)  # an unknown one is the engine's to refuse
+        if queue is not None and call.caller.user not in queue.admins:
+            self._refuse_strangers(call, name, None)
+        event = QueueStateSet(
+            at_s=self._daemon.now_s(),
+            name=name,
+            is_open=request.is_open if request.HasField("is_open") else None,
+            is_started=request.is_started if request.HasField("is_started") else None,
+            by=call.caller.user,
+        )
+        accepted(await self._daemon.execute(event))
+        return self._queues(name)[0] if self._queues(name) else cluster_pb2.Queue(name=name)
 
     async def delete_queue(
         self, request: cluster_pb2.DeleteQueueRequest, call: Call

@@ -16,7 +16,10 @@ from scheduler.core.events import JobsSubmitted
 from scheduler.core.model import Job, JobPhase, JobSpec, Task
 from scheduler.core.plan import Cause, Placement, Plan, Rejected, Unplaced
 from scheduler.core.ports import Policy
+from scheduler.core.queue_rules import check_spec, with_defaults
+from scheduler.core.queue_tree import lineage
 from scheduler.core.records import JobRecord
+from scheduler.core.refusals import Refused
 from scheduler.core.snapshot import Snapshot
 from scheduler.core.topology import check_levels
 from scheduler.daemon.codec import fingerprint, request_id_from, spec_from
@@ -222,9 +225,12 @@ class SubmitService:
             raise RpcRefused(grpc.StatusCode.NOT_FOUND, message, field="spec.queue")
         if not may_submit(call.caller, queue):
             raise PermissionDenied(f"{call.caller.user} is no submitter of {spec.queue!r}")
-        if not queue.is_open:
-            message = f"queue {spec.queue!r} takes no new jobs"
-            raise RpcRefused(grpc.StatusCode.FAILED_PRECONDITION, message, field="spec.queue")
+        line = lineage(queue, {queue.name: queue for queue in engine.queues()})
+        try:
+            check_spec(with_defaults(spec, line), line)
+        except Refused as refused:
+            code = grpc.StatusCode.FAILED_PRECONDITION
+            raise RpcRefused(code, str(refused), field=refused.field) from None
         for number, dependency in enumerate(spec.dependencies):
             if not engine.is_known(dependency.on):
                 message = f"there is no job {dependency.on!r}"

@@ -1823,6 +1823,11 @@ class Queue(_message.Message):
     MAY_PREEMPT_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    DEFAULT_TIME_LIMIT_S_FIELD_NUMBER: _builtins.int
+    MAX_TIME_LIMIT_S_FIELD_NUMBER: _builtins.int
+    DEFAULT_MIN_RUNTIME_S_FIELD_NUMBER: _builtins.int
+    IS_PREEMPTIBLE_FIELD_NUMBER: _builtins.int
+    MAX_JOBS_PER_SUBMITTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     is_open: _builtins.bool
     """default true"""
@@ -1846,6 +1851,16 @@ class Queue(_message.Message):
     may_preempt: Global___QueuePreemption.ValueType
     policy: _builtins.str
     """by which jobs here and below it are served; empty: the parent's"""
+    default_time_limit_s: _builtins.float
+    """of jobs that give none; 0: the parent's"""
+    max_time_limit_s: _builtins.float
+    """0: any"""
+    default_min_runtime_s: _builtins.float
+    """of jobs that give none; 0: the parent's"""
+    is_preemptible: _builtins.bool
+    """default true; false: its jobs are never stopped for others"""
+    max_jobs_per_submitter: _builtins.int
+    """live ones of each, those below it too; 0: any number"""
     @_builtins.property
     def submitters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """empty: everybody"""
@@ -1893,15 +1908,22 @@ class Queue(_message.Message):
         may_preempt: Global___QueuePreemption.ValueType = ...,
         used: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         policy: _builtins.str = ...,
+        default_time_limit_s: _builtins.float = ...,
+        max_time_limit_s: _builtins.float = ...,
+        default_min_runtime_s: _builtins.float = ...,
+        is_preemptible: _builtins.bool | None = ...,
+        max_jobs_per_submitter: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "is_lender", b"is_lender", "is_open", b"is_open", "is_started", b"is_started", "max_priority", b"max_priority", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_preemptible", b"_is_preemptible", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "is_lender", b"is_lender", "is_open", b"is_open", "is_preemptible", b"is_preemptible", "is_started", b"is_started", "max_priority", b"max_priority", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "admins", b"admins", "borrow_limit", b"borrow_limit", "default_priority", b"default_priority", "gpu_milli_used", b"gpu_milli_used", "guaranteed", b"guaranteed", "is_lender", b"is_lender", "is_open", b"is_open", "is_started", b"is_started", "limit", b"limit", "max_jobs", b"max_jobs", "max_priority", b"max_priority", "may_preempt", b"may_preempt", "n_pending", b"n_pending", "n_running", b"n_running", "name", b"name", "parent", b"parent", "policy", b"policy", "submitters", b"submitters", "used", b"used", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_preemptible", b"_is_preemptible", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "admins", b"admins", "borrow_limit", b"borrow_limit", "default_min_runtime_s", b"default_min_runtime_s", "default_priority", b"default_priority", "default_time_limit_s", b"default_time_limit_s", "gpu_milli_used", b"gpu_milli_used", "guaranteed", b"guaranteed", "is_lender", b"is_lender", "is_open", b"is_open", "is_preemptible", b"is_preemptible", "is_started", b"is_started", "limit", b"limit", "max_jobs", b"max_jobs", "max_jobs_per_submitter", b"max_jobs_per_submitter", "max_priority", b"max_priority", "max_time_limit_s", b"max_time_limit_s", "may_preempt", b"may_preempt", "n_pending", b"n_pending", "n_running", b"n_running", "name", b"name", "parent", b"parent", "policy", b"policy", "submitters", b"submitters", "used", b"used", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__is_lender: _TypeAlias = _typing.Literal["is_lender"]  # noqa: Y015
     _WhichOneofArgType__is_lender: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender"]  # noqa: Y015
     _WhichOneofReturnType__is_open: _TypeAlias = _typing.Literal["is_open"]  # noqa: Y015
     _WhichOneofArgType__is_open: _TypeAlias = _typing.Literal["_is_open", b"_is_open"]  # noqa: Y015
+    _WhichOneofReturnType__is_preemptible: _TypeAlias = _typing.Literal["is_preemptible"]  # noqa: Y015
+    _WhichOneofArgType__is_preemptible: _TypeAlias = _typing.Literal["_is_preemptible", b"_is_preemptible"]  # noqa: Y015
     _WhichOneofReturnType__is_started: _TypeAlias = _typing.Literal["is_started"]  # noqa: Y015
     _WhichOneofArgType__is_started: _TypeAlias = _typing.Literal["_is_started", b"_is_started"]  # noqa: Y015
     _WhichOneofReturnType__max_priority: _TypeAlias = _typing.Literal["max_priority"]  # noqa: Y015
@@ -1912,6 +1934,8 @@ class Queue(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__is_lender) -> _WhichOneofReturnType__is_lender | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__is_open) -> _WhichOneofReturnType__is_open | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_preemptible) -> _WhichOneofReturnType__is_preemptible | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__is_started) -> _WhichOneofReturnType__is_started | None: ...
     @_typing.overload
@@ -1940,6 +1964,40 @@ class PutQueueRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PutQueueRequest: _TypeAlias = PutQueueRequest  # noqa: Y015
+
+@_typing.final
+class SetQueueStateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    IS_OPEN_FIELD_NUMBER: _builtins.int
+    IS_STARTED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    is_open: _builtins.bool
+    """absent: as it is"""
+    is_started: _builtins.bool
+    """absent: as it is"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        is_open: _builtins.bool | None = ...,
+        is_started: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_is_open", b"_is_open", "_is_started", b"_is_started", "is_open", b"is_open", "is_started", b"is_started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_open", b"_is_open", "_is_started", b"_is_started", "is_open", b"is_open", "is_started", b"is_started", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__is_open: _TypeAlias = _typing.Literal["is_open"]  # noqa: Y015
+    _WhichOneofArgType__is_open: _TypeAlias = _typing.Literal["_is_open", b"_is_open"]  # noqa: Y015
+    _WhichOneofReturnType__is_started: _TypeAlias = _typing.Literal["is_started"]  # noqa: Y015
+    _WhichOneofArgType__is_started: _TypeAlias = _typing.Literal["_is_started", b"_is_started"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_open) -> _WhichOneofReturnType__is_open | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_started) -> _WhichOneofReturnType__is_started | None: ...
+
+Global___SetQueueStateRequest: _TypeAlias = SetQueueStateRequest  # noqa: Y015
 
 @_typing.final
 class ListQueuesRequest(_message.Message):

@@ -129,6 +129,11 @@ class ClusterStub:
                 request_serializer=lepton_dot_v1_dot_cluster__pb2.ListQueuesRequest.SerializeToString,
                 response_deserializer=lepton_dot_v1_dot_cluster__pb2.ListQueuesResponse.FromString,
                 _registered_method=True)
+        self.SetQueueState = channel.unary_unary(
+                '/lepton.v1.Cluster/SetQueueState',
+                request_serializer=lepton_dot_v1_dot_cluster__pb2.SetQueueStateRequest.SerializeToString,
+                response_deserializer=lepton_dot_v1_dot_cluster__pb2.Queue.FromString,
+                _registered_method=True)
         self.DeleteQueue = channel.unary_unary(
                 '/lepton.v1.Cluster/DeleteQueue',
                 request_serializer=lepton_dot_v1_dot_cluster__pb2.DeleteQueueRequest.SerializeToString,
@@ -266,6 +271,13 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetQueueState(self, request, context):
+        """Opens, closes, starts or stops a queue; its own admins may, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteQueue(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -375,6 +387,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.ListQueues,
                     request_deserializer=lepton_dot_v1_dot_cluster__pb2.ListQueuesRequest.FromString,
                     response_serializer=lepton_dot_v1_dot_cluster__pb2.ListQueuesResponse.SerializeToString,
+            ),
+            'SetQueueState': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQueueState,
+                    request_deserializer=lepton_dot_v1_dot_cluster__pb2.SetQueueStateRequest.FromString,
+                    response_serializer=lepton_dot_v1_dot_cluster__pb2.Queue.SerializeToString,
             ),
             'DeleteQueue': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteQueue,
@@ -900,6 +917,33 @@ class Cluster:
             '/lepton.v1.Cluster/ListQueues',
             lepton_dot_v1_dot_cluster__pb2.ListQueuesRequest.SerializeToString,
             lepton_dot_v1_dot_cluster__pb2.ListQueuesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQueueState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lepton.v1.Cluster/SetQueueState',
+            lepton_dot_v1_dot_cluster__pb2.SetQueueStateRequest.SerializeToString,
+            lepton_dot_v1_dot_cluster__pb2.Queue.FromString,
             options,
             channel_credentials,
             insecure,

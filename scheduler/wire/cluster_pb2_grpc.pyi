@@ -62,6 +62,8 @@ class ClusterStub:
     PutQueue: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.PutQueueRequest, _cluster_pb2.Queue]
     """Queues."""
     ListQueues: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ListQueuesRequest, _cluster_pb2.ListQueuesResponse]
+    SetQueueState: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.SetQueueStateRequest, _cluster_pb2.Queue]
+    """Opens, closes, starts or stops a queue; its own admins may, too."""
     DeleteQueue: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.DeleteQueueRequest, _cluster_pb2.DeleteQueueResponse]
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetServerInfoRequest, _cluster_pb2.ServerInfo]
 
@@ -97,6 +99,8 @@ class ClusterAsyncStub(ClusterStub):
     PutQueue: _aio.UnaryUnaryMultiCallable[_cluster_pb2.PutQueueRequest, _cluster_pb2.Queue]  # type: ignore[assignment]
     """Queues."""
     ListQueues: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ListQueuesRequest, _cluster_pb2.ListQueuesResponse]  # type: ignore[assignment]
+    SetQueueState: _aio.UnaryUnaryMultiCallable[_cluster_pb2.SetQueueStateRequest, _cluster_pb2.Queue]  # type: ignore[assignment]
+    """Opens, closes, starts or stops a queue; its own admins may, too."""
     DeleteQueue: _aio.UnaryUnaryMultiCallable[_cluster_pb2.DeleteQueueRequest, _cluster_pb2.DeleteQueueResponse]  # type: ignore[assignment]
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetServerInfoRequest, _cluster_pb2.ServerInfo]  # type: ignore[assignment]
 
@@ -243,6 +247,14 @@ class ClusterServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.ListQueuesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.ListQueuesResponse, _abc.Awaitable[_cluster_pb2.ListQueuesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetQueueState(
+        self,
+        request: _cluster_pb2.SetQueueStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.Queue, _abc.Awaitable[_cluster_pb2.Queue]]:
+        """Opens, closes, starts or stops a queue; its own admins may, too."""
 
     @_abc_1.abstractmethod
     def DeleteQueue(
