@@ -25,6 +25,8 @@ from report import report
 from policies.filling import Tree
 from policies.finish_time import finish_time_shares
 from policies.hierarchical import hierarchical_shares
+from policies.lepton import Needs
+from policies.lepton import solve as solve_lepton
 from policies.linear_program import Status
 from policies.max_min_fairness import max_min_shares
 from policies.shares import Shares, equal_share
@@ -268,6 +270,71 @@ def hierarchical(case: Case) -> None:
     )
 
 
+def needs_of(case: Case) -> Needs:
+    """Return what `lepton` asks for, with every term in use."""
+    draw, n_jobs = np.random.default_rng(11), len(case.gpus)
+    full, n_types = case.throughputs.max(axis=1), len(case.capacity)
+    fair = np.minimum(case.alone * draw.uniform(0, 2, n_jobs), full)
+    due = full * draw.uniform(0.1, 1, n_jobs) * (draw.random(n_jobs) < 0.2)
+    rank = draw.lognormal(0, 0.5, (n_jobs, 1))
+    return Needs(
+        speeds=case.throughputs,
+        gpus=case.gpus,
+        capacity=case.capacity,
+        worth=rank * (case.throughputs / case.alone[:, None] - draw.uniform(0, 1, n_types)),
+        fair=fair,
+        unfair=20 * case.gpus * fair / full,
+        due=due,
+        missed=60 * case.gpus * due / full,
+        guaranteed=case.capacity.sum() / 20 * np.ones(4),
+        is_in=(draw.integers(0, 8, n_jobs) == np.arange(4)[:, None]).astype(float),
+        counts=np.ones((4, n_types)),
+        lacking=200.0,
+    )
+
+
+def lepton_by_cvxpy(needs: Needs, solver: str) -> float:
+    x, n_jobs = cp.Variable(needs.speeds.shape, nonneg=True), len(needs.gpus)
+    unfair, missed = cp.Variable(n_jobs, nonneg=True), cp.Variable(n_jobs, nonneg=True)
+    lacking = cp.Variable(len(needs.guaranteed), nonneg=True)
+    got = cp.sum(cp.multiply(needs.speeds, x), axis=1)
+    held = cp.multiply(needs.gpus, cp.sum(x, axis=1))
+    constraints = [
+        cp.sum(x, axis=1) <= 1,
+        needs.gpus @ x <= needs.capacity,
+        got + cp.multiply(needs.fair, unfair) >= needs.fair,
+        got + cp.multiply(needs.due, missed) >= needs.due,
+        needs.is_in @ held + lacking >= needs.guaranteed,
+    ]
+    value = cp.sum(cp.multiply(needs.worth, x)) - needs.unfair @ unfair
+    value += -needs.missed @ missed - needs.lacking * cp.sum(lacking)
+    problem = cp.Problem(cp.Maximize(value), constraints)
+    problem.solve(solver=solver)
+    return float(problem.value)
+
+
+def lepton(case: Case) -> None:
+    needs = needs_of(case)
+    shares = solve_lepton(needs)
+    assert shares.status is Status.OPTIMAL
+    start_s = time.perf_counter()
+    assert_same(shares.value, lepton_by_cvxpy(needs, cp.CLARABEL))
+    baseline_s = time.perf_counter() - start_s
+    n_jobs, n_types = case.throughputs.shape
+    report(
+        benchmark="solve",
+        case="lepton, all distinct, 4 guarantees, 400 deadlines",
+        value=best_s(lambda: solve_lepton(needs), 3),
+        unit="s",
+        better="lower",
+        goal=0.3,
+        goal_of="value",
+        baseline="cvxpy with CLARABEL, same run",
+        baseline_value=baseline_s,
+        size=f"{n_jobs} jobs x {n_types} types",
+    )
+
+
 def below(queue: int, parent: np.ndarray, of_job: np.ndarray) -> np.ndarray:
     """Return which jobs are in a queue or in a child of it."""
     return (of_job == queue) | (parent[of_job] == queue)
@@ -337,4 +404,5 @@ if __name__ == "__main__":
     finish_time(distinct)
     water_filling(distinct)
     hierarchical(distinct)
+    lepton(distinct)
     pairs(measured, 2_048)

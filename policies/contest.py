@@ -21,6 +21,8 @@ Array = NDArray[np.float64]
 COMES_BACK = frozenset({StopCause.PREEMPTED, StopCause.RESIZED})
 """Why tasks are stopped that their job soon wants again."""
 
+LOST = 1.1
+"""How much faster than its fastest a job with a deadline may need to be, as estimates go."""
 UNKNOWN_S = 3600.0
 """How much longer a job is expected to run that says nothing of it, at full speed."""
 
@@ -37,12 +39,14 @@ class Contest:
     speeds: Array  # [jobs, types] work per second; 0: cannot run there
     elapsed_s: Array  # [jobs] since arrival
     remaining_work: Array  # [jobs] at least for a second at full speed
+    done_work: Array  # [jobs]
     on_type: NDArray[np.intp]  # [jobs] where the job runs; -1: it does not
     loss_s: Array  # [jobs] of running time, if it were stopped now; 0: it does not run
     deadline_s: Array  # [jobs] from now on; infinite: none
     priority: NDArray[np.int64]  # [jobs]
     queue: NDArray[np.intp]  # [jobs] row of `tree`
     tree: QueueTree
+    held_elsewhere: Array  # [queues, types] GPUs of jobs that are no contestants
     price_usd_per_h: Array  # [types] of one GPU; 0: nobody said
 
     @property
@@ -70,11 +74,27 @@ ShareProgram = Callable[[Contest], Grant | Array]
 """Shares the GPUs of a contest. One that has no more to say answers the fractions alone."""
 
 
+def prices_or_alike(contest: Contest) -> Array:
+    """Return what a GPU costs: the mean of the others where nobody said, 1 if nowhere."""
+    price = contest.price_usd_per_h
+    usual = float(price[price > 0].mean()) if (price > 0).any() else 1.0
+    return np.where(price > 0, price, usual)
+
+
+def required_speeds(contest: Contest) -> Array:
+    """Return the speed that meets each deadline; 0 without one, or where it is lost."""
+    fastest = contest.speeds.max(axis=1, initial=0.0)
+    left_s = np.where(contest.deadline_s > 0, contest.deadline_s, np.inf)
+    needed = contest.remaining_work / left_s
+    return np.where(needed <= LOST * fastest, np.minimum(needed, fastest), 0.0)
+
+
 def contest_of(snapshot: Snapshot) -> Contest:
     """Return who shares what."""
     gpu_types = tuple(sorted({node.gpu_type for node in snapshot.nodes.nodes if node.gpus}))
     rows = _contestants(snapshot)
-    capacity = _capacity(snapshot, rows, gpu_types)
+    held = _held_elsewhere(snapshot, rows, gpu_types)
+    capacity = _capacity(snapshot, held.sum(axis=0), gpu_types)
     specs = [snapshot.job_at(row).spec for row in rows.tolist()]
     gpus = np.array([spec.total_gpu_milli / MILLI for spec in specs])
     speeds = np.zeros((len(rows), len(gpu_types)))
@@ -104,12 +124,14 @@ def contest_of(snapshot: Snapshot) -> Contest:
         speeds=speeds,
         elapsed_s=np.maximum(snapshot.now_s - arrived_at_s(snapshot, rows), 0.0),
         remaining_work=np.maximum(np.where(total > done, total - done, beyond), fastest),
+        done_work=done,
         on_type=on_type,
         loss_s=np.where(on_type >= 0, snapshot.unsaved_s(rows) + RESTART_S, 0.0),
         deadline_s=_deadlines_s(snapshot, rows),
         priority=snapshot.jobs.priority[rows],
         queue=snapshot.jobs.queue[rows].astype(np.intp),
         tree=snapshot.tree,
+        held_elsewhere=held,
         price_usd_per_h=_prices_usd_per_h(snapshot, gpu_types),
     )
 
@@ -132,8 +154,10 @@ def _prices_usd_per_h(snapshot: Snapshot, gpu_types: tuple[str, ...]) -> Array:
     """Return what a GPU of each type costs: the mean over nodes that have a price."""
     usd_per_h, n_gpus = np.zeros(len(gpu_types)), np.zeros(len(gpu_types))
     column = {name: k for k, name in enumerate(gpu_types)}
-    for node in snapshot.nodes.nodes:
-        if node.gpus and node.price_usd_per_h > 0:
+    nodes = snapshot.nodes
+    for row in np.flatnonzero(~nodes.is_removed & (nodes.n_gpus > 0)).tolist():
+        node = nodes.nodes[row]
+        if node.price_usd_per_h > 0:
             usd_per_h[column[node.gpu_type]] += node.price_usd_per_h
             n_gpus[column[node.gpu_type]] += len(node.gpus)
     return np.divide(usd_per_h, n_gpus, out=np.zeros(len(gpu_types)), where=n_gpus > 0)
@@ -162,17 +186,25 @@ def _contestants(snapshot: Snapshot) -> Rows:
     return rows[np.argsort(jobs.sequence[rows])]
 
 
-def _capacity(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> Array:
-    """Return the GPUs of each type on open nodes, less what others than `rows` hold.
+def _capacity(snapshot: Snapshot, held: Array, gpu_types: tuple[str, ...]) -> Array:
+    """Return the GPUs of each type on open nodes, less what is held elsewhere.
 
     For the jobs of a queue no more than its limits, and those above it, allow.
     """
-    nodes, jobs = snapshot.nodes, snapshot.jobs
+    nodes = snapshot.nodes
     column = {name: k for k, name in enumerate(gpu_types)}
     there = np.zeros(len(gpu_types))
-    is_open = nodes.is_open()
-    for node in np.flatnonzero(is_open & (nodes.n_gpus > 0)).tolist():
+    for node in np.flatnonzero(nodes.is_open() & (nodes.n_gpus > 0)).tolist():
         there[column[nodes.nodes[node].gpu_type]] += nodes.is_healthy[node].sum()
+    return _within_limits(snapshot, np.maximum(there - held, 0.0), gpu_types)
+
+
+def _held_elsewhere(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> Array:
+    """Return the GPUs on open nodes that others than `rows` hold, by their queue."""
+    nodes, jobs = snapshot.nodes, snapshot.jobs
+    column = {name: k for k, name in enumerate(gpu_types)}
+    held = np.zeros((len(snapshot.queues), len(gpu_types)))
+    is_open = nodes.is_open()
     contests = np.zeros(len(jobs.jobs), np.bool_)
     contests[rows] = True
     for row in np.flatnonzero((jobs.gpu_milli > 0) & ~contests & (jobs.phase >= 0)).tolist():
@@ -181,8 +213,9 @@ def _capacity(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> Arr
             node = nodes.row_of[task.node]
             if task.devices and is_open[node]:
                 gpu_milli = shapes[task.id.role].total_gpu_milli
-                there[column[nodes.nodes[node].gpu_type]] -= gpu_milli / MILLI
-    return _within_limits(snapshot, np.maximum(there, 0.0), gpu_types)
+                kind = column[nodes.nodes[node].gpu_type]
+                held[jobs.queue[row], kind] += gpu_milli / MILLI
+    return held
 
 
 def _within_limits(snapshot: Snapshot, there: Array, gpu_types: tuple[str, ...]) -> Array:

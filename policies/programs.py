@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.contest import Array, Contest, Grant
+from policies.contest import Array, Contest, Grant, prices_or_alike, required_speeds
 
 if TYPE_CHECKING:
     from policies.filling import Tree
     from policies.shares import Shares
-
-LOST = 1.1
-"""How much faster than its fastest a job with a deadline may need to be, as estimates go."""
 
 
 def _granted(shares: "Shares") -> Grant:
@@ -188,16 +185,8 @@ def _most_per_dollar(contest: Contest, *, required: Array | None) -> Grant:
     )
 
 
-def prices_or_alike(contest: Contest) -> Array:
-    """Return what a GPU costs: the mean of the others where nobody said, 1 if nowhere."""
-    price = contest.price_usd_per_h
-    usual = float(price[price > 0].mean()) if (price > 0).any() else 1.0
-    return np.where(price > 0, price, usual)
+def lepton(contest: Contest) -> Grant:
+    """Keep guarantees and deadlines, be fair in time, then do what is worth most."""
+    from policies.lepton import lepton_shares
 
-
-def required_speeds(contest: Contest) -> Array:
-    """Return the speed that meets each deadline; 0 without one, or where it is lost."""
-    fastest = contest.speeds.max(axis=1, initial=0.0)
-    left_s = np.where(contest.deadline_s > 0, contest.deadline_s, np.inf)
-    needed = contest.remaining_work / left_s
-    return np.where(needed <= LOST * fastest, np.minimum(needed, fastest), 0.0)
+    return _granted(lepton_shares(contest))

@@ -149,6 +149,11 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
         "deadlines, then work per dollar",
         "Gavel, OSDI '20",
     ),
+    (
+        _by_shares("lepton", programs.lepton, sees_speeds=True),
+        "guarantees, deadlines, fair finish times; then progress per dollar",
+        "docs/policies.md",
+    ),
 )
 
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy, _, _ in _LISTED}

@@ -7,8 +7,8 @@ import pytest
 from cluster_testing import Cluster, node_of
 from rounds_testing import GRAIN, fractions, play, time_on
 
-from policies.contest import Contest, contest_of
-from policies.programs import min_cost, prices_or_alike, required_speeds
+from policies.contest import Contest, contest_of, prices_or_alike, required_speeds
+from policies.programs import min_cost
 from policies.rounds import ROUND_S
 from scheduler.core.events import NodeRegistered
 
