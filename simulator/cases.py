@@ -6,7 +6,7 @@ what comes back is a `Summary`. Equal cases give equal summaries.
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -34,7 +34,7 @@ from simulator.traces.transforms import (
     with_estimates,
     with_load,
 )
-from simulator.workload import TraceJobs
+from simulator.workload import Steady, TraceJob, TraceJobs
 
 _ANY_JOB = Wanted()
 _NOTHING_SAID = Assumptions()
@@ -47,6 +47,7 @@ class Source:
     path: str = ""
     format: str = ""  # empty: told by the file
     preset: str = ""  # instead of a file: made up, scaled to the cluster, new for each seed
+    scale_to_gpus: float = 0.0  # of a preset: as busy as on so many; 0: as the cluster has
     assume: Assumptions = _NOTHING_SAID
     after_s: float = 0.0  # since the first job: from here on
     span_s: float = math.inf  # and for so long
@@ -56,6 +57,7 @@ class Source:
     stretch: float = 1.0
     n_jobs: int | None = None  # the first so many of what is left
     estimate_spread: float | None = None  # users know run times up to such an error
+    speeds: tuple[tuple[str, float], ...] = ()  # by GPU type, of jobs that do not say theirs
 
     @property
     def name(self) -> str:
@@ -82,6 +84,8 @@ class Source:
             jobs = with_load(jobs, self.load)
         if self.stretch != 1.0:
             jobs = stretched(jobs, self.stretch)
+        if self.speeds:
+            jobs = with_speeds(jobs, self.speeds)
         if self.estimate_spread is not None:
             jobs = with_estimates(jobs, spread=self.estimate_spread, seed=seed)
         return islice(jobs, self.n_jobs) if self.n_jobs is not None else jobs
@@ -91,7 +95,7 @@ class Source:
             return read_trace(
                 self.path, self.format or None, assume=self.assume, skipped=skipped
             )
-        workload = scaled_to(preset(self.preset), n_gpus)
+        workload = scaled_to(preset(self.preset), self.scale_to_gpus or n_gpus)
         n_jobs = self.n_jobs if self._keeps_all else None
         until_s = math.inf if self.n_jobs is not None else self.after_s + self.span_s
         return generate(workload, seed=seed, n_jobs=n_jobs, until_s=until_s, assume=self.assume)
@@ -99,6 +103,21 @@ class Source:
     @property
     def _keeps_all(self) -> bool:
         return self.wanted == _ANY_JOB and self.sample >= 1.0 and not self.after_s
+
+
+def with_speeds(jobs: Iterable[TraceJob], speeds: tuple[tuple[str, float], ...]) -> TraceJobs:
+    """Yield the jobs, of which those that say nothing of speeds get these: 1 is their own.
+
+    Such a job does not run on a type that is not named, and the scheduler knows.
+    """
+    speeds = tuple(sorted(speeds))
+    for job in jobs:
+        behaviour = job.behaviour
+        if isinstance(behaviour, Steady) and not behaviour.speeds and job.spec.total_gpu_milli:
+            spec = job.spec if job.spec.throughputs else replace(job.spec, throughputs=speeds)
+            yield replace(job, spec=spec, behaviour=replace(behaviour, speeds=speeds))
+        else:
+            yield job
 
 
 def _part(jobs: TraceJobs, after_s: float, span_s: float) -> TraceJobs:
@@ -185,6 +204,15 @@ def n_gpus_of(cluster: SimulatedCluster) -> float:
     return float(sum(len(node.gpus) for node in cluster.nodes()))
 
 
+def n_gpus_by_type(cluster: SimulatedCluster) -> dict[str, float]:
+    """Return the GPUs of the cluster at the start, by type."""
+    found: dict[str, float] = {}
+    for node in cluster.nodes():
+        if node.gpus:
+            found[node.gpu_type] = found.get(node.gpu_type, 0.0) + len(node.gpus)
+    return found
+
+
 def run_case(case: Case, advance: Advance | None = None) -> Summary:
     """Simulate the case and return what it comes to."""
     skipped: Counter[str] = Counter()
@@ -216,7 +244,16 @@ def run_case(case: Case, advance: Advance | None = None) -> Summary:
     return replace(summary, skipped=dict(sorted(skipped.items())))
 
 
+def jobs_of(case: Case) -> TraceJobs:
+    """Yield all jobs of the case, those that are services too."""
+    jobs = case.source.jobs(n_gpus=n_gpus_of(case.cluster), seed=case.seed)
+    first = next(jobs, None)
+    if first is None:
+        return iter(())
+    services = beginning_at(case.services, first.at_s)
+    return merged([s.job for s in services if s.job is not None], chain([first], jobs))
+
+
 def n_jobs_of(case: Case) -> int:
     """Count the jobs of the case, reading all of them."""
-    jobs = case.source.jobs(n_gpus=n_gpus_of(case.cluster), seed=case.seed)
-    return sum(1 for _ in jobs)
+    return sum(1 for _ in jobs_of(case))

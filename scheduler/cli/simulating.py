@@ -3,23 +3,30 @@
 Imported by a verb when it runs; brings numpy along.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from scheduler.cli.errors import CommandError, ExitCode
 from scheduler.cli.progress import nobody_looks, progress_bar
 from scheduler.cli.terminal import note
 from scheduler.core.errors import InvalidInput, SchedulerError
 from scheduler.quantities import parse_duration_s
-from simulator.cases import Case, Deciding, deciding, n_jobs_of
+from simulator.cases import Case, Deciding, Source, deciding, n_jobs_of
 from simulator.cluster import SimulatedCluster, uniform_cluster
 from simulator.cluster_file import load_cluster
+from simulator.failures import Failures
 from simulator.report import Summary
+from simulator.service_file import Offered, load_services
+from simulator.simulation import Settings
 from simulator.sweep import Advanced, Engine, EngineMissing, Where, sweep
 from simulator.traces.clusters import is_known
 from simulator.traces.clusters import read_cluster as traced_cluster
+from simulator.traces.format import Assumptions
+from simulator.traces.transforms import Wanted
 
 _POOL = re.compile(r"(\d+)x(\d+)x([A-Za-z0-9][A-Za-z0-9_.-]*)")
 
@@ -75,18 +82,18 @@ def read_cluster(text: str) -> SimulatedCluster:
     return SimulatedCluster(pools=tuple(pools))
 
 
-def read_policies(
-    text: str, *, score: str = "", backfill: str = "", round_s: float = 0.0
-) -> list[Deciding]:
-    """Return the policies of `a,b:SCORE,c`; each once."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
+def read_policies(asked: Mapping[str, Any]) -> list[Deciding]:
+    """Return the policies of `--policy a,b:SCORE,c`; each once."""
+    words = [word.strip() for word in asked["policy"].split(",") if word.strip()]
     if not words:
         raise CommandError(
             "--policy: name at least one", hint=_SEE_POLICIES, code=ExitCode.USAGE
         )
+    round_s = read_duration_s(asked["round_"], "--round", default=0.0)
     try:
         found = [
-            deciding(word, score=score, backfill=backfill, round_s=round_s) for word in words
+            deciding(word, score=asked["score"], backfill=asked["backfill"], round_s=round_s)
+            for word in words
         ]
     except InvalidInput as error:
         raise CommandError(
@@ -106,6 +113,96 @@ def read_duration_s(text: str, option: str, *, default: float) -> float:
         return parse_duration_s(text)
     except ValueError as error:
         raise CommandError(f"{option}: {error}", code=ExitCode.USAGE) from None
+
+
+def read_source(asked: Mapping[str, Any]) -> Source:
+    """Return the jobs that the options of a trace ask for."""
+    _check_trace(asked)
+    span_s = read_duration_s(asked["span"], "--span", default=math.inf)
+    if asked["preset"] and asked["jobs"] is None and span_s == math.inf:
+        raise CommandError(
+            f"--preset {asked['preset']} goes on for ever",
+            hint="Say how many --jobs, or how long a --span.",
+            code=ExitCode.USAGE,
+        )
+    most = asked["max_gpus"]
+    checkpoint_s = read_duration_s(asked["checkpoint"], "--checkpoint", default=0.0)
+    return Source(
+        path=asked["trace"],
+        format=asked["format_"],
+        preset=asked["preset"],
+        scale_to_gpus=asked["scale_to"],
+        assume=Assumptions(checkpoint_interval_s=checkpoint_s),
+        after_s=read_duration_s(asked["after"], "--after", default=0.0),
+        span_s=span_s,
+        wanted=Wanted(
+            queues=tuple(asked["queue"] or ()),
+            submitters=tuple(asked["user"] or ()),
+            gpu_types=tuple(asked["gpu_type"] or ()),
+            min_gpus=asked["min_gpus"],
+            max_gpus=math.inf if most is None else most,
+        ),
+        sample=asked["sample"],
+        load=asked["load"],
+        stretch=asked["stretch"],
+        n_jobs=asked["jobs"],
+        estimate_spread=asked["estimates"],
+        speeds=_speeds(asked["speeds"]),
+    )
+
+
+def _check_trace(asked: Mapping[str, Any]) -> None:
+    if bool(asked["trace"]) == bool(asked["preset"]):
+        raise CommandError("give one of --trace and --preset", code=ExitCode.USAGE)
+    for name in ("load", "stretch"):
+        if not 0 < asked[name] < _MOST:
+            raise CommandError(
+                f"--{name} {asked[name]:g}: must be above 0", code=ExitCode.USAGE
+            )
+    if not 0 < asked["sample"] <= 1:
+        rule = f"--sample {asked['sample']:g}: must be above 0 and at most 1"
+        raise CommandError(rule, code=ExitCode.USAGE)
+
+
+_MOST = 1e6
+
+
+def _speeds(text: str) -> tuple[tuple[str, float], ...]:
+    speeds = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.strip().partition("=")
+        try:
+            speed = float(value)
+        except ValueError:
+            speed = 0.0
+        if not equals or not name or not 0 < speed < _MOST:
+            raise CommandError(
+                f"--speeds {part!r}: write TYPE=FACTOR, as A100=1,H100=2.2", code=ExitCode.USAGE
+            )
+        speeds[name] = speed
+    return tuple(sorted(speeds.items()))
+
+
+def read_services(path: Path | None) -> tuple[Offered, ...]:
+    """Return the services of a file, if one is given."""
+    return tuple(load_services(path)) if path is not None else ()
+
+
+def read_settings(asked: Mapping[str, Any]) -> Settings:
+    """Return how simulations go, besides their jobs and policies."""
+
+    def every(name: str) -> float:
+        option = f"--{name.replace('_', '-')}"
+        return read_duration_s(asked[name], option, default=math.inf)
+
+    return Settings(
+        decide_every_s=read_duration_s(asked["decide_every"], "--decide-every", default=0.0),
+        failures=Failures(
+            node_every_s=every("node_fails"),
+            gpu_every_s=every("gpu_fails"),
+            spot_every_s=every("spot_taken"),
+        ),
+    )
 
 
 def read_where(engine: str, address: str, workers: int) -> Where:
@@ -130,6 +227,14 @@ def _told(
         bar(done / 2, total=None if total is None else max(total, done) / 2, text=text)
 
     return report
+
+
+def write_all(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files into a folder, and say so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    note(f"Written to {folder}: {', '.join(sorted(texts))}")
 
 
 def note_what_is_odd(summaries: Sequence[Summary]) -> None:

@@ -1,10 +1,11 @@
-"""Comparisons of policies as tables for a terminal."""
+"""Comparisons of policies, and capacity plans, as tables for a terminal."""
 
 import math
 
 from scheduler.cli.table import Cell, Column, Row, table_lines
 from simulator.comparison import Compared, Comparison, Difference, Verdict
 from simulator.figures import FIGURES, HEADLINES, Figure, Section
+from simulator.plan_report import HOURS_PER_MONTH, Plan, goal_scale, value_text
 from simulator.scales import Scale, count_text, number_text, percent_text, scale_of
 
 _TITLES = {
@@ -103,3 +104,50 @@ def _cell(figure: Figure, policy: Compared, scale: Scale) -> Cell:
         return Cell(text)
     change = _change(figure, policy.differences[figure.name])
     return Cell(f"{text}  {change.text:>8}", change.style)
+
+
+def plan_lines(plan: Plan, *, width: int | None) -> list[str]:
+    """Return the verdict of a plan, and a line per option."""
+    columns = [
+        Column(title="MACHINES", is_flexible=True),
+        Column(title="USD/H", is_number=True),
+        Column(title="USD/MONTH", is_number=True),
+        Column(title="GPUS", is_number=True),
+        *(
+            Column(title=f"{goal.text} {goal_scale(plan, i).unit}".strip(), is_number=True)
+            for i, goal in enumerate(plan.goals)
+        ),
+    ]
+    rows: list[Row] = [
+        [
+            plan.words(tried.mix),
+            number_text(tried.usd_per_h),
+            number_text(tried.usd_per_h * HOURS_PER_MONTH),
+            number_text(plan.gpus(tried.mix)),
+            *(
+                Cell(value_text(plan, i, value), "green" if shortfall <= 1 else "red")
+                for i, (value, shortfall) in enumerate(
+                    zip(plan.values[tried.mix], tried.shortfalls, strict=True)
+                )
+            ),
+        ]
+        for tried in plan.options()
+    ]
+    return [*_verdict(plan), "", *table_lines(columns, rows, width=width)]
+
+
+def _verdict(plan: Plan) -> list[str]:
+    found = plan.found
+    nearest = plan.words(found.nearest.mix)
+    n_tried = f"{len(found.tried)} mixes simulated"
+    even = f"the work alone, spread evenly: {number_text(found.bound_usd_per_h)} USD/h"
+    cut = [] if found.is_complete else ["The tries ended the search; --tries allows more."]
+    if found.best is None:
+        off = number_text(found.nearest.worst)
+        return [
+            "No mix within the bounds meets the goals.",
+            f"Nearest: {nearest}, off by a factor of {off} ({n_tried}).",
+            *cut,
+        ]
+    cost = number_text(found.best.usd_per_h)
+    return [f"Cheapest: {nearest}, {cost} USD/h ({n_tried}; {even}).", *cut]
