@@ -312,6 +312,7 @@ class Client:
         job_id: str,
         *,
         priority: int | None = None,
+        priority_class: str = "",
         time_limit_s: float | None = None,
         replicas: Mapping[str, int] | None = None,
         timeout_s: float | None = None,
@@ -320,6 +321,7 @@ class Client:
         request = cluster_pb2.UpdateJobRequest(
             job_id=job_id,
             priority=priority,
+            priority_class=priority_class,
             time_limit_s=time_limit_s,
             replicas=replicas,
         )

@@ -236,6 +236,18 @@ class BackfillConfig(_Section):
     starvation_s: PositiveFloat = 86_400.0  # then nobody passes it on its places any more
 
 
+class PriorityClassConfig(_Section):
+    """A named priority, and what comes with it."""
+
+    value: Annotated[int, Field(ge=-1_000_000_000, le=1_000_000_000)]
+    may_preempt: bool = True  # its jobs stop others, where policy and queue allow it
+    preemptible: bool | None = None  # whether they may be stopped; null: as each job says
+
+
+ClassName = Annotated[Name, StringConstraints(pattern=r"^[A-Za-z]")]
+"""Begins with a letter: `--priority` takes numbers and names."""
+
+
 class DaemonConfig(_Section):
     """Everything `lepton daemon` can be told."""
 
@@ -251,6 +263,7 @@ class DaemonConfig(_Section):
     topology: tuple[LevelConfig, ...] = tuple(  # outermost first; nodes are the level `host`
         LevelConfig(name=level.name, label=level.label) for level in DEFAULT_LEVELS
     )
+    priority_classes: Mapping[ClassName, PriorityClassConfig] = {}
     round_s: Annotated[float, Field(ge=10.0, le=86_400.0)] = 360.0  # of policies with turns
     cycle_s: PositiveFloat = 10.0  # the longest time between two decisions
     debounce_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.01

@@ -13,10 +13,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from scheduler.quantities import (
     MOST,
+    Priority,
     parse_cpu_milli,
     parse_duration_s,
     parse_gpus,
     parse_memory_mib,
+    parse_priority,
 )
 from scheduler.wire import cluster_pb2 as pb
 
@@ -187,7 +189,12 @@ class JobEntry(TaskFields):
     ] = None
     kind: Literal["training", "inference", "batch"] = "training"
     queue: Name = "default"
-    priority: Annotated[int, Field(ge=-MOST, le=MOST)] = 0
+    priority: Annotated[
+        Priority,
+        BeforeValidator(parse_priority),
+        WithJsonSchema({"type": ["integer", "string"], "examples": [10, "high"]}),
+        Field(description="a number, or the name of a class of the daemon's configuration"),
+    ] = Priority()
     preemptible: bool | None = None
     checkpoint_interval: Annotated[
         Duration, Field(description="how often it saves its work; 0: never")

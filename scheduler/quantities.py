@@ -7,6 +7,7 @@ it would be minutes to a user of Slurm and seconds to everybody else.
 
 import math
 import re
+from typing import NamedTuple
 
 MILLI = 1000
 MIB_PER_GIB = 1024
@@ -23,6 +24,25 @@ _BYTES: dict[str, int] = {
     "k": 1000,
 }
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]i|[kKMGTP])B?")
+
+
+class Priority(NamedTuple):
+    """A priority as people give it: a number, or the name of a class of the daemon's."""
+
+    value: int = 0
+    name: str = ""
+
+
+def parse_priority(value: str | int) -> Priority:
+    """Return the number, or the name of a class, in `10` or `high`."""
+    text = "" if isinstance(value, bool) else str(value).strip()
+    if re.fullmatch(r"[+-]?\d+", text):
+        if len(text) > 11 or abs(int(text)) > MOST:
+            raise ValueError(f"{text} must be from -{MOST} to {MOST}")
+        return Priority(value=int(text))
+    if re.fullmatch(r"[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?", text) is None:
+        raise ValueError(f"{text!r} must be a whole number or the name of a priority class")
+    return Priority(name=text)
 
 
 def parse_duration_s(value: str | float) -> float:

@@ -8,7 +8,7 @@ import typer
 
 from scheduler.cli.completion import complete_live_job
 from scheduler.cli.settings import Settings
-from scheduler.quantities import MOST, parse_duration_s
+from scheduler.quantities import MOST, Priority, parse_duration_s, parse_priority
 
 if TYPE_CHECKING:
     from scheduler.client import Client
@@ -60,7 +60,8 @@ def update(
     ctx: typer.Context,
     name: Job,
     priority: Annotated[
-        int | None, typer.Option(min=-MOST, max=MOST, help="Higher is served first.")
+        Priority | None,
+        typer.Option(parser=parse_priority, metavar="N|CLASS", help="Higher is served first."),
     ] = None,
     time: Annotated[
         float | None,
@@ -79,6 +80,7 @@ def update(
 
     Examples:
       lepton update 17 --priority 100
+      lepton update 17 --priority high        a class of the configuration
       lepton update 17 --time 4h
       lepton update serve --replicas replica=3
     """
@@ -91,8 +93,13 @@ def update(
         if "" in counts:
             job = (await client.members(job_id))[0]
             counts[job.spec.roles[0].name] = counts.pop("")
+        is_named = priority is not None and bool(priority.name)
         return await client.update(
-            job_id, priority=priority, time_limit_s=time, replicas=counts
+            job_id,
+            priority=None if priority is None or is_named else priority.value,
+            priority_class=priority.name if priority is not None else "",
+            time_limit_s=time,
+            replicas=counts,
         )
 
     _change(ctx, [name], change, "Updated")

@@ -281,7 +281,8 @@ def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, Cell | str]]:
     yield "Why", "" if job.phase in _ON else job.reason
     if job.phase not in FINAL_PHASES and job.expected_start_at_s > now_s:
         yield "Expected start", moment_text(job.expected_start_at_s, now_s)
-    yield "Queue", f"{spec.queue}, priority {spec.priority}{_preemptible(spec)}"
+    of_class = f" ({spec.priority_class})" if spec.priority_class else ""
+    yield "Queue", f"{spec.queue}, priority {spec.priority}{of_class}{_preemptible(spec)}"
     yield "Kind", enum_word(pb.JobKind.DESCRIPTOR, spec.kind)
     by = f" by {job.submitter}" if job.submitter else ""
     yield "Submitted", moment_text(job.submitted_at_s, now_s) + by
@@ -344,7 +345,9 @@ def _times(n: int) -> str:
 
 def _preemptible(spec: pb.JobSpec) -> str:
     is_preemptible = spec.preemptible if spec.HasField("preemptible") else True
-    return "" if is_preemptible else ", not preemptible"
+    may_preempt = spec.may_preempt if spec.HasField("may_preempt") else True
+    stops = "" if may_preempt else ", stops nobody"
+    return stops if is_preemptible else f", not preemptible{stops}"
 
 
 def _expectation(spec: pb.JobSpec) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import typer
 
 from scheduler.cli.errors import CommandError, ExitCode
-from scheduler.quantities import MILLI
+from scheduler.quantities import MILLI, Priority
 from scheduler.wire import cluster_pb2 as pb
 
 
@@ -23,7 +23,7 @@ class SpecOptions:
     name: str | None = None
     kind: str | None = None
     queue: str | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     time_limit_s: float | None = None
     expected_run_s: float | None = None
     expected_run_spread: float | None = None
@@ -73,7 +73,6 @@ class SpecOptions:
         for field, value in (
             ("name", self.name),
             ("queue", self.queue),
-            ("priority", self.priority),
             ("time_limit_s", self.time_limit_s),
             ("expected_run_s", self.expected_run_s),
             ("expected_run_spread", self.expected_run_spread),
@@ -94,6 +93,8 @@ class SpecOptions:
         ):
             if value is not None:
                 setattr(spec, field, value)
+        if self.priority is not None:
+            spec.priority, spec.priority_class = self.priority
         if self.kind is not None:
             spec.kind = pb.JobKind.Value(f"JOB_KIND_{self.kind.upper()}")
         spec.labels.update(pairs(self.labels, "--label"))

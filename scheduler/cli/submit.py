@@ -11,10 +11,12 @@ from scheduler.cli.settings import Settings
 from scheduler.quantities import (
     MILLI,
     MOST,
+    Priority,
     parse_cpu_milli,
     parse_duration_s,
     parse_gpus,
     parse_memory_mib,
+    parse_priority,
 )
 
 _COMMAND = "lepton.command"
@@ -130,9 +132,13 @@ def submit(
         ),
     ] = None,
     priority: Annotated[
-        int | None,
+        Priority | None,
         typer.Option(
-            "--priority", "-p", min=-MOST, max=MOST, metavar="N", help="Higher goes first."
+            "--priority",
+            "-p",
+            parser=parse_priority,
+            metavar="N|CLASS",
+            help="Higher goes first.",
         ),
     ] = None,
     time: Annotated[

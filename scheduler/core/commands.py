@@ -103,12 +103,19 @@ def updated(
         spec = record.job.spec
         new = replace(
             spec,
-            priority=spec.priority if event.priority is None else event.priority,
+            preemptible=spec.preemptible if event.preemptible is None else event.preemptible,
             time_limit_s=(
                 spec.time_limit_s if event.time_limit_s is None else event.time_limit_s
             ),
             roles=tuple(replace(r, count=wanted.get(r.name, r.count)) for r in spec.roles),
         )
+        if event.priority is not None:
+            new = replace(
+                new,
+                priority=event.priority,
+                priority_class=event.priority_class,
+                may_preempt=event.may_preempt,
+            )
         if new == spec:
             continue
         changes.is_repeat = False

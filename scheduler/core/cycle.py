@@ -151,13 +151,14 @@ class _Listed:
         self.is_pending = jobs.phase[rows] == PHASE_CODE[JobPhase.PENDING]
         self.gang = jobs.gang[rows]
         self._queue = jobs.queue[rows]
-        self._priority = jobs.priority[rows]
+        # Among equals of a priority some may stop others, and some may not.
+        self._claim = jobs.priority[rows] * 2 + jobs.may_preempt[rows]
         self.tier = np.zeros(len(rows), np.intp)
         self._is_passed_over = np.zeros(len(rows) + 1, np.bool_)
 
     def right(self, place: int) -> tuple[int, int, int]:
-        """Return what makes jobs alike: gang, queue and priority."""
-        return int(self.gang[place]), int(self._queue[place]), int(self._priority[place])
+        """Return what makes jobs alike: gang, queue and whom they may stop."""
+        return int(self.gang[place]), int(self._queue[place]), int(self._claim[place])
 
     def consider_all(self, starts_s: list[float]) -> None:
         """Pass over nobody any more: the books have changed, or what is promised."""
@@ -170,7 +171,7 @@ class _Listed:
         self._is_passed_over[rest] |= (
             (self.gang[rest] == self.gang[place])
             & (self._queue[rest] == self._queue[place])
-            & (self._priority[rest] == self._priority[place])
+            & (self._claim[rest] == self._claim[place])
             & (self.tier[rest] == self.tier[place])
             & self.is_pending[rest]
         )
@@ -467,6 +468,8 @@ class _Cycle:
 
     def _preempt(self, row: int, wants: tuple[Want, ...]) -> bool:
         """Shrink others for a job, or else stop others, at the least cost; hold its places."""
+        if not self._snapshot.jobs.may_preempt[row]:
+            return False
         if self._quotas is not None and self._reclaim.must_wait(row):
             return False
         cuts = self._shrinking.make_room(row, wants) or self._shrinking.make_room_besides(

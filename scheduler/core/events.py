@@ -69,6 +69,9 @@ class JobUpdated:
     job_id: JobId
     by: str = ""
     priority: int | None = None
+    priority_class: str = ""  # whose value the priority is
+    may_preempt: bool = True  # with a priority: whether the job stops others from now on
+    preemptible: bool | None = None
     time_limit_s: float | None = None
     replicas: tuple[tuple[str, int], ...] = ()  # (role, new count) within its min and max
 

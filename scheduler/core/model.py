@@ -205,6 +205,8 @@ class JobSpec:
     expected_run_s: float = 0.0  # of one attempt, as its user estimates; 0: unknown
     expected_run_spread: float = 0.0  # of that estimate: its relative standard deviation
     min_runtime_s: float = 0.0  # not preempted before an attempt has run so long
+    priority_class: str = ""  # whose value the priority is; empty: it was given as a number
+    may_preempt: bool = True  # stops others, where policy and queue allow it
     weight: float = 1.0  # of its share beside other jobs
     throughputs: tuple[tuple[str, float], ...] = ()  # see `speed_on`; sorted by GPU type
     deadline_at_s: float = 0.0  # epoch seconds by which it should have ended; 0: none

@@ -14,7 +14,9 @@ from scheduler.core.refusals import Refused
 
 def with_defaults(spec: JobSpec, line: Sequence[Queue]) -> JobSpec:
     """Return the spec with what the queues say where it says nothing."""
-    priority = spec.priority or int(_nearest(queue.default_priority for queue in line))
+    priority = spec.priority
+    if not priority and not spec.priority_class:
+        priority = int(_nearest(queue.default_priority for queue in line))
     min_runtime_s = spec.min_runtime_s or _nearest(q.default_min_runtime_s for q in line)
     time_limit_s = spec.time_limit_s
     if not time_limit_s:

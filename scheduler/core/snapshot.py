@@ -301,6 +301,7 @@ class JobColumns:
     n_stopping: IntColumn  # live tasks that were asked to stop
     gpu_milli: IntColumn  # held
     is_preemptible: BoolColumn  # as a whole
+    may_preempt: BoolColumn  # others, if a rule allows it
     is_divisible: BoolColumn  # runs with more tasks than it needs, and some of them may go
     is_elastic: BoolColumn
     may_resize_at_s: FloatColumn  # end of the cool-down
@@ -354,6 +355,7 @@ _JOB_DTYPES: Mapping[str, type[np.generic]] = {
     "n_stopping": np.int64,
     "gpu_milli": np.int64,
     "is_preemptible": np.bool_,
+    "may_preempt": np.bool_,
     "is_divisible": np.bool_,
     "is_elastic": np.bool_,
     "may_resize_at_s": np.float64,
@@ -557,6 +559,7 @@ class Snapshot:
         jobs.eligible_at_s[row] = job.spec.start_after_s
         jobs.deadline_at_s[row] = NEVER_S
         jobs.is_preemptible[row] = is_preemptible(job.spec)
+        jobs.may_preempt[row] = job.spec.may_preempt
         jobs.is_elastic[row] = job.spec.elastic
         jobs.run_s[row], jobs.longest_run_s[row] = run_s_of(job.spec)
         jobs.min_runtime_s[row] = job.spec.min_runtime_s

@@ -170,6 +170,7 @@ class ClusterState:
         jobs.jobs[row] = job
         jobs.priority[row] = job.spec.priority
         jobs.is_preemptible[row] = is_preemptible(job.spec)
+        jobs.may_preempt[row] = job.spec.may_preempt
         jobs.is_elastic[row] = job.spec.elastic
         jobs.checkpoint_interval_s[row] = job.spec.checkpoint_interval_s
         jobs.run_s[row], jobs.longest_run_s[row] = run_s_of(job.spec)

@@ -110,6 +110,9 @@ def spec_from(message: cluster_pb2.JobSpec, limits: Limits) -> JobSpec:
         time_limit_s=check_seconds("time_limit_s", message.time_limit_s, longest_s),
         start_after_s=check_seconds("start_after_s", message.start_after_s, limits.max_epoch_s),
         dependencies=_dependencies(message, limits) if message.dependencies else (),
+        priority_class=message.priority_class
+        and check_name("priority_class", message.priority_class, limits.max_name_length),
+        may_preempt=message.may_preempt if message.HasField("may_preempt") else True,
         array_size=array_size,
         suspended=message.suspended,
         labels=check_labels("labels", message.labels, limits),

@@ -66,6 +66,8 @@ def spec_message(spec: JobSpec) -> cluster_pb2.JobSpec:
         expected_run_s=spec.expected_run_s,
         expected_run_spread=spec.expected_run_spread,
         min_runtime_s=spec.min_runtime_s,
+        priority_class=spec.priority_class,
+        may_preempt=spec.may_preempt,
         weight=spec.weight,
         throughputs=dict(spec.throughputs),
         deadline_at_s=spec.deadline_at_s,

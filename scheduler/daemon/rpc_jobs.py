@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import grpc
 
@@ -26,6 +27,7 @@ from scheduler.daemon.limits import (
     check_seconds,
     check_text,
 )
+from scheduler.daemon.priority_classes import class_named
 from scheduler.daemon.rpc_calls import Call
 from scheduler.daemon.rpc_errors import RpcRefused
 from scheduler.daemon.rpc_port import DaemonPort, accepted
@@ -152,24 +154,39 @@ class JobService:
         """Change what is given of a job, or of all of an array."""
         limits = self._limits
         job_id = self._manageable(request.job_id, call)
-        priority = request.priority if request.HasField("priority") else None
-        if priority is not None:
-            check_int("priority", priority, -limits.max_priority, limits.max_priority)
+        priority = self._new_priority(request)
         time_limit_s = request.time_limit_s if request.HasField("time_limit_s") else None
         if time_limit_s is not None:
             check_seconds("time_limit_s", time_limit_s, limits.max_duration_s)
         replicas = replicas_from("replicas", request.replicas, limits)
-        if priority is None and time_limit_s is None and not replicas:
+        if not priority and time_limit_s is None and not replicas:
             raise InvalidInput("", "nothing to change is given")
         event = JobUpdated(
             at_s=self._daemon.now_s(),
             job_id=job_id,
             by=call.caller.user,
-            priority=priority,
             time_limit_s=time_limit_s,
             replicas=replicas,
+            **priority,
         )
         return await self._change(event)
+
+    def _new_priority(self, request: cluster_pb2.UpdateJobRequest) -> dict[str, Any]:
+        """Return what is to be said of a job's priority, as `JobUpdated` has it."""
+        is_given, name = request.HasField("priority"), request.priority_class
+        if is_given and name:
+            raise InvalidInput("priority_class", "must not be given together with priority")
+        if name:
+            found = class_named(name, self._daemon.config.priority_classes)
+            return {
+                "priority": found.value,
+                "priority_class": name,
+                "may_preempt": found.may_preempt,
+                "preemptible": found.preemptible,
+            }
+        most = self._limits.max_priority
+        check_int("priority", request.priority, -most, most)
+        return {"priority": request.priority} if is_given else {}
 
     async def signal_job(
         self, request: cluster_pb2.SignalJobRequest, call: Call

@@ -25,6 +25,7 @@ from scheduler.core.topology import check_levels
 from scheduler.daemon.codec import fingerprint, request_id_from, spec_from
 from scheduler.daemon.codec_views import explanation_message, task_message
 from scheduler.daemon.limits import Limits, within
+from scheduler.daemon.priority_classes import with_class
 from scheduler.daemon.rpc_calls import Call, Calls
 from scheduler.daemon.rpc_errors import CommandRefused, Failure, RpcRefused, failure_of
 from scheduler.daemon.rpc_port import DaemonPort, accepted
@@ -174,6 +175,7 @@ class SubmitService:
     ) -> JobSpec:
         try:
             spec = spec_from(request.spec, self._limits)
+            spec = with_class(spec, self._daemon.config.priority_classes)
             check_levels(spec, self._daemon.policy.levels)
         except InvalidInput as error:
             raise within("spec", error) from None

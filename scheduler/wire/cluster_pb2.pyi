@@ -433,6 +433,8 @@ class JobSpec(_message.Message):
     DEADLINE_AT_S_FIELD_NUMBER: _builtins.int
     MIN_RUNTIME_S_FIELD_NUMBER: _builtins.int
     TOTAL_WORK_FIELD_NUMBER: _builtins.int
+    PRIORITY_CLASS_FIELD_NUMBER: _builtins.int
+    MAY_PREEMPT_FIELD_NUMBER: _builtins.int
     TOPOLOGY_REQUIRED_FIELD_NUMBER: _builtins.int
     TOPOLOGY_PREFERRED_FIELD_NUMBER: _builtins.int
     TOPOLOGY_BALANCED_FIELD_NUMBER: _builtins.int
@@ -466,6 +468,10 @@ class JobSpec(_message.Message):
     """not preempted before it has run so long"""
     total_work: _builtins.float
     """in units of throughput x seconds; 0: unknown"""
+    priority_class: _builtins.str
+    """as the daemon's configuration names them; instead of priority"""
+    may_preempt: _builtins.bool
+    """stops others, where policy and queue allow it; default true"""
     topology_required: _builtins.str
     """Levels of the topology: nvlink, host, or one that the daemon's configuration names.
     one domain of it holds all tasks; empty: none
@@ -512,18 +518,22 @@ class JobSpec(_message.Message):
         deadline_at_s: _builtins.float = ...,
         min_runtime_s: _builtins.float = ...,
         total_work: _builtins.float = ...,
+        priority_class: _builtins.str = ...,
+        may_preempt: _builtins.bool | None = ...,
         topology_required: _builtins.str = ...,
         topology_preferred: _builtins.str = ...,
         topology_balanced: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_preemptible", b"_preemptible", "_weight", b"_weight", "backoff_s", b"backoff_s", "grace_s", b"grace_s", "preemptible", b"preemptible", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_weight", b"_weight", "backoff_s", b"backoff_s", "grace_s", b"grace_s", "may_preempt", b"may_preempt", "preemptible", b"preemptible", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_preemptible", b"_preemptible", "_weight", b"_weight", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "deadline_at_s", b"deadline_at_s", "dependencies", b"dependencies", "expected_run_s", b"expected_run_s", "expected_run_spread", b"expected_run_spread", "grace_s", b"grace_s", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "min_runtime_s", b"min_runtime_s", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "queue", b"queue", "roles", b"roles", "start_after_s", b"start_after_s", "suspended", b"suspended", "throughputs", b"throughputs", "time_limit_s", b"time_limit_s", "topology_balanced", b"topology_balanced", "topology_preferred", b"topology_preferred", "topology_required", b"topology_required", "total_work", b"total_work", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_weight", b"_weight", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "deadline_at_s", b"deadline_at_s", "dependencies", b"dependencies", "expected_run_s", b"expected_run_s", "expected_run_spread", b"expected_run_spread", "grace_s", b"grace_s", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "may_preempt", b"may_preempt", "min_runtime_s", b"min_runtime_s", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "priority_class", b"priority_class", "queue", b"queue", "roles", b"roles", "start_after_s", b"start_after_s", "suspended", b"suspended", "throughputs", b"throughputs", "time_limit_s", b"time_limit_s", "topology_balanced", b"topology_balanced", "topology_preferred", b"topology_preferred", "topology_required", b"topology_required", "total_work", b"total_work", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__backoff_s: _TypeAlias = _typing.Literal["backoff_s"]  # noqa: Y015
     _WhichOneofArgType__backoff_s: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s"]  # noqa: Y015
     _WhichOneofReturnType__grace_s: _TypeAlias = _typing.Literal["grace_s"]  # noqa: Y015
     _WhichOneofArgType__grace_s: _TypeAlias = _typing.Literal["_grace_s", b"_grace_s"]  # noqa: Y015
+    _WhichOneofReturnType__may_preempt: _TypeAlias = _typing.Literal["may_preempt"]  # noqa: Y015
+    _WhichOneofArgType__may_preempt: _TypeAlias = _typing.Literal["_may_preempt", b"_may_preempt"]  # noqa: Y015
     _WhichOneofReturnType__preemptible: _TypeAlias = _typing.Literal["preemptible"]  # noqa: Y015
     _WhichOneofArgType__preemptible: _TypeAlias = _typing.Literal["_preemptible", b"_preemptible"]  # noqa: Y015
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
@@ -532,6 +542,8 @@ class JobSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__backoff_s) -> _WhichOneofReturnType__backoff_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_s) -> _WhichOneofReturnType__grace_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__may_preempt) -> _WhichOneofReturnType__may_preempt | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__preemptible) -> _WhichOneofReturnType__preemptible | None: ...
     @_typing.overload
@@ -1107,9 +1119,12 @@ class UpdateJobRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     TIME_LIMIT_S_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    PRIORITY_CLASS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     priority: _builtins.int
     time_limit_s: _builtins.float
+    priority_class: _builtins.str
+    """instead of priority"""
     @_builtins.property
     def replicas(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """role to count"""
@@ -1121,10 +1136,11 @@ class UpdateJobRequest(_message.Message):
         priority: _builtins.int | None = ...,
         time_limit_s: _builtins.float | None = ...,
         replicas: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        priority_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_time_limit_s", b"_time_limit_s", "priority", b"priority", "time_limit_s", b"time_limit_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_time_limit_s", b"_time_limit_s", "job_id", b"job_id", "priority", b"priority", "replicas", b"replicas", "time_limit_s", b"time_limit_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "_time_limit_s", b"_time_limit_s", "job_id", b"job_id", "priority", b"priority", "priority_class", b"priority_class", "replicas", b"replicas", "time_limit_s", b"time_limit_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
