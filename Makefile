@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Most tests wait for real processes: more workers than cores end sooner.
 PYTEST_FLAGS ?= -n 4
 
-.PHONY: help setup check test bench demo wire lock clean
+.PHONY: help setup check test bench reproduce demo wire lock clean
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -36,6 +36,9 @@ test: $(READY) ## run the tests; those that need the machine to themselves come 
 
 bench: $(READY) ## run every benchmark, then show them as one table
 	$(BIN)/python -m benchmarks
+
+reproduce: $(READY) ## compute the published results again from ../shared/data (ARGS="--tables 1"), into docs/reproduction.md
+	$(BIN)/python -m simulator.reproduction $(ARGS)
 
 demo: $(READY) ## the main job, on this machine: train, preempt, crash, resume, serve (KEEP=1 leaves it running)
 	$(BIN)/python examples/demo.py $(if $(KEEP),--keep)

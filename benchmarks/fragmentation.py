@@ -8,13 +8,11 @@ time of a placement is measured, on a cluster and workload of this file's making
 """
 
 import argparse
-import csv
-import gzip
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
@@ -23,35 +21,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from report import report
 
 from policies.fragmentation import FragmentationGradient, Workload
-from policies.registry import AIMED_SCORES, SCORES
 from scheduler.core.draft import Space
-from scheduler.core.engine import Engine
-from scheduler.core.events import NodeRegistered
 from scheduler.core.model import Gpu, Node, Shape
 from scheduler.core.placement import Want, place_gang
 from scheduler.core.ports import NodeScore
 from scheduler.core.snapshot import NodeColumns
+from simulator.reproduction.fgd import (
+    LISTS,
+    PUBLISHED,
+    arrivals,
+    columns,
+    nodes_of,
+    permuted,
+    pods_of,
+    published,
+    score_for,
+    tied,
+    workload_in,
+)
+from simulator.traces.openb import DEVICE_MIB
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data" / "openb"
-LISTS = ("default", "cpu050", "gpushare40", "multigpu20")
-PUBLISHED = {
-    "random": "01-Random",
-    "dot-product": "02-DotProd",
-    "gpu-clustering": "03-GpuClustering",
-    "gpu-packing": "04-GpuPacking",
-    "best-fit-in-two": "05-BestFit",
-    "fgd": "06-FGD",
-}
-DEVICE_MIB = 1000  # memory in thousandths: a fraction of a device takes the same of its memory
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pod:
-    """A task of the trace and how much GPU it asks for."""
-
-    name: str
-    shape: Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,78 +53,6 @@ class Run:
     fragmented: dict[int, float]
     us_per_pod: float
     n_placed: int
-
-
-def rows_of(path: Path) -> Iterator[dict[str, str]]:
-    with gzip.open(path, "rt", newline="") as file:
-        yield from csv.DictReader(file)
-
-
-def read_nodes(folder: Path) -> list[Node]:
-    return [
-        Node(
-            name=row["sn"],
-            cpu_milli=int(row["cpu_milli"]),
-            memory_mib=int(row["memory_mib"]),
-            gpu_type=row["model"],
-            gpus=tuple(
-                Gpu(uuid=f"{row['sn']}-{device}", memory_mib=DEVICE_MIB)
-                for device in range(int(row["gpu"]))
-            ),
-        )
-        for row in rows_of(folder / "openb_node_list_gpu_node.csv.gz")
-    ]
-
-
-def read_pods(folder: Path, name: str) -> list[Pod]:
-    pods = []
-    for row in rows_of(folder / f"openb_pod_list_{name}.csv.gz"):
-        n_gpus, gpu_milli = int(row["num_gpu"]), int(row["gpu_milli"] or 0)
-        is_share = n_gpus == 1 and gpu_milli < 1000
-        types = tuple(sorted(filter(None, (row.get("gpu_spec") or "").split("|"))))
-        pods.append(
-            Pod(
-                name=row["name"],
-                shape=Shape(
-                    cpu_milli=int(row["cpu_milli"]),
-                    memory_mib=int(row["memory_mib"]),
-                    gpus=0 if is_share else n_gpus,
-                    gpu_milli=gpu_milli if is_share else 0,
-                    gpu_types=types if n_gpus else (),
-                ),
-            )
-        )
-    return sorted(pods, key=lambda pod: pod.name)
-
-
-def workload_in(pods: list[Pod]) -> Workload:
-    counts: dict[Shape, float] = {}
-    for pod in pods:
-        counts[pod.shape] = counts.get(pod.shape, 0.0) + 1
-    return Workload.of(counts)
-
-
-def arrivals(pods: list[Pod], *, seed: int, gpu_milli: float) -> Iterator[Shape]:
-    """Yield the shuffled pods, then draws from them, until they ask for so much in all."""
-    draw = random.Random(seed)
-    shapes = [pod.shape for pod in pods]
-    draw.shuffle(shapes)
-    asked = 0
-    for shape in shapes + [draw.choice(shapes) for _ in range(len(shapes))]:
-        if asked >= gpu_milli:
-            return
-        asked += shape.total_gpu_milli
-        yield shape
-
-
-def columns(nodes: list[Node], *, seed: int) -> NodeColumns:
-    """Register the nodes in an order of their own: ties go to the first."""
-    order = list(nodes)
-    random.Random(1000 + seed).shuffle(order)
-    engine = Engine()
-    for node in order:
-        engine.observe(NodeRegistered(at_s=0.0, node=node))
-    return engine.snapshot(0.0).nodes
 
 
 def fill(
@@ -167,53 +86,17 @@ def fill(
     )
 
 
-def score_for(name: str, nodes: NodeColumns, workload: Workload) -> NodeScore:
-    return AIMED_SCORES[name](nodes, workload) if name in AIMED_SCORES else SCORES[name]
-
-
-def tied(pods: list[Pod], nodes: list[Node], *, part: float, steps: int) -> list[Pod]:
-    """Tie a part of the GPU pods to one type each, drawn from the GPUs of types that suit it.
-
-    Types of which there are few are drawn `steps` times as often as their share of GPUs.
-    """
-    draw = random.Random(1)
-    supply: dict[str, int] = {}
-    widest: dict[str, int] = {}
-    for node in nodes:
-        supply[node.gpu_type] = supply.get(node.gpu_type, 0) + len(node.gpus)
-        widest[node.gpu_type] = max(widest.get(node.gpu_type, 0), len(node.gpus))
-    mean_supply = sum(supply.values()) / len(supply)
-    weights = {n: count * (steps if count < mean_supply else 1) for n, count in supply.items()}
-    made = []
-    for pod in pods:
-        if pod.shape.total_gpu_milli and draw.random() < part:
-            types = sorted(n for n in supply if widest[n] >= pod.shape.gpus)
-            [gpu_type] = draw.choices(types, [weights[n] for n in types])
-            pod = replace(pod, shape=replace(pod.shape, gpu_types=(gpu_type,)))
-        made.append(pod)
-    return made
-
-
-def published(folder: Path, pod_list: str, score: str, percent: int) -> float:
-    return mean(
-        float(row[str(percent)])
-        for row in rows_of(folder / "expected_allo.csv.gz")
-        if row["workload"] == f"openb_pod_list_{pod_list}"
-        and row["sc_policy"] == PUBLISHED.get(score, PUBLISHED["fgd"])
-    )
-
-
 def runs_of(
-    name: str, nodes: list[Node], pods: list[Pod], *, seeds: Sequence[int], until: int
+    name: str, nodes: list[Node], pods: list[Shape], *, seeds: Sequence[int], until: int
 ) -> list[Run]:
     workload = workload_in(pods)
     gauge = FragmentationGradient(workload=workload.typical())
     gpu_milli = 1000 * sum(len(node.gpus) for node in nodes) * until / 100
     runs = []
     for seed in seeds:
-        table = columns(nodes, seed=seed)
-        score = score_for(name, table, workload)
-        shapes = list(arrivals(pods, seed=seed, gpu_milli=gpu_milli))
+        table = columns(permuted(nodes, seed=seed))
+        score = score_for(name, table, workload, seed=seed)
+        shapes = arrivals(pods, seed=seed, gpu_milli=gpu_milli)
         runs.append(fill(table, score, shapes, gauge))
     return runs
 
@@ -232,7 +115,7 @@ def summary(runs: list[Run]) -> str:
 def experiment(
     folder: Path, *, pod_list: str, scores: list[str], seeds: Sequence[int], until: int
 ) -> None:
-    nodes, pods = read_nodes(folder), read_pods(folder, pod_list)
+    nodes, pods = nodes_of(folder), pods_of(folder, pod_list)
     for name in scores:
         runs = runs_of(name, nodes, pods, seeds=seeds, until=until)
         report(
@@ -244,7 +127,9 @@ def experiment(
             goal=95.7 if name == "lepton" and pod_list == "default" else None,
             goal_of="value",
             baseline=f"published {PUBLISHED.get(name, PUBLISHED['fgd'])[3:]}",
-            baseline_value=published(folder, pod_list, name, 100),
+            baseline_value=published(
+                folder, pod_list, name if name in PUBLISHED else "fgd"
+            ).allocated[100],
             size=summary(runs),
         )
         report(
@@ -258,8 +143,8 @@ def experiment(
 
 
 def tied_experiment(folder: Path, *, part: float, steps: int, seeds: Sequence[int]) -> None:
-    nodes = read_nodes(folder)
-    pods = tied(read_pods(folder, "default"), nodes, part=part, steps=steps)
+    nodes = nodes_of(folder)
+    pods = tied(pods_of(folder, "default"), nodes, part=part, steps=steps)
     filled = {
         name: mean(
             run.allocated[100] for run in runs_of(name, nodes, pods, seeds=seeds, until=101)
@@ -315,7 +200,7 @@ def timed(name: str) -> None:
         )
     workload = hundred_shapes()
     shapes = random.Random(5).choices(workload.shapes, workload.popularity, k=20_000)
-    table = columns(nodes, seed=1)
+    table = columns(permuted(nodes, seed=1))
     total_milli = 1000 * int(table.n_gpus.sum())
     asked = 0
     for n_shapes, shape in enumerate(shapes, 1):

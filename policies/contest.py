@@ -7,11 +7,12 @@ contestants while they run: what they hold is not there to be shared.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.model import MILLI, JobKind, JobPhase, StopCause
+from scheduler.core.model import DEFAULT_QUEUE, MILLI, JobKind, JobPhase, StopCause
 from scheduler.core.preemption import RESTART_S
 from scheduler.core.queue_tree import FIRST_TYPE, GPU, QueueTree
 from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
@@ -48,6 +49,43 @@ class Contest:
     tree: QueueTree
     held_elsewhere: Array  # [queues, types] GPUs of jobs that are no contestants
     price_usd_per_h: Array  # [types] of one GPU; 0: nobody said
+
+    @classmethod
+    def of_one_queue(
+        cls,
+        rows: Rows,
+        *,
+        gpu_types: tuple[str, ...],
+        capacity: Array,
+        gpus: Array,
+        weights: Array,
+        speeds: Array,
+        elapsed_s: Array,
+        remaining_work: Array,
+        done_work: Array,
+        price_usd_per_h: Array,
+    ) -> Self:
+        """Return the contest of jobs in one queue, none of which runs or has a deadline."""
+        n_jobs = len(rows)
+        return cls(
+            rows=rows,
+            gpu_types=gpu_types,
+            capacity=capacity,
+            gpus=gpus,
+            weights=weights,
+            speeds=speeds,
+            elapsed_s=elapsed_s,
+            remaining_work=remaining_work,
+            done_work=done_work,
+            on_type=np.full(n_jobs, -1),
+            loss_s=np.zeros(n_jobs),
+            deadline_s=np.full(n_jobs, np.inf),
+            priority=np.zeros(n_jobs, np.int64),
+            queue=np.zeros(n_jobs, np.intp),
+            tree=QueueTree.of([DEFAULT_QUEUE], gpu_types),
+            held_elsewhere=np.zeros((1, len(gpu_types))),
+            price_usd_per_h=price_usd_per_h,
+        )
 
     @property
     def runs_on(self) -> Array:

@@ -1,0 +1,452 @@
+"""Gavel's rounds (OSDI '20, section 5, and its simulator): who runs where until the round ends.
+
+`Rounds` is the mechanism on numbers of jobs, with a memory of its own: what each job had of
+each type since the last solve, and its deficits. Its rules are those of Gavel's simulator:
+
+- Shares are solved again only if jobs came or went and `SOLVE_EVERY_S` have passed.
+- Per type, jobs are served by priority, which is their share over their part of the time that
+  the type gave; then by deficit, by share, by arrival. Types come fastest first, or in random
+  order for policies that do not see speeds. Who has no share fills what is left.
+- Who came after the last solve may get a place, but does not run on it.
+- A round ends when the last of its jobs has done what it can do in `ROUND_S`.
+
+`GavelRule` puts it behind the scheduler's own door for policies that take turns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.contest import Array, Contest
+from policies.orderings import nobody
+from scheduler.core.model import MILLI, JobPhase, NodeName
+from scheduler.core.ports import Round
+from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
+from simulator.reproduction.gavel_shares import (
+    PRICE_USD_PER_H,
+    Fractions,
+    GavelPolicy,
+    TieBreak,
+)
+
+ROUND_S = 360.0
+SOLVE_EVERY_S = 1920.0
+HAD_AT_FIRST_S = ROUND_S / 2
+"""What a job counts as having had of every type at each solve."""
+
+FASTEST_FIRST = ("V100", "P100", "K80")
+SHUFFLE_SEED = 5
+"""Gavel's, for the order of types."""
+
+ROUNDING_S = ROUNDING = 1e-6
+NOWHERE = -1
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job as the mechanism gets to know it."""
+
+    number: int  # in the order of arrival
+    at_s: float
+    gpus: float
+    weight: float
+    speeds: tuple[float, ...]  # steps per second, by type
+    steps: float
+
+
+@dataclass(slots=True, kw_only=True)
+class _Jobs:
+    """Live jobs, a row each, in the order of arrival."""
+
+    number: Ints
+    at_s: Array
+    gpus: Array
+    weight: Array
+    speeds: Array  # [jobs, types]
+    left: Array  # steps
+    done: Array
+    had_s: Array  # [jobs, types] since the last solve
+    deficit_s: Array  # [jobs, types]
+    share: Array  # [jobs, types]; 0 before the first solve
+    is_shared: NDArray[np.bool_]
+    on_type: Ints  # in this round
+    steps: Array  # that it does in this round
+    until_s: Array  # when it has done them
+
+    @classmethod
+    def none(cls, n_types: int) -> "_Jobs":
+        flat, wide = np.zeros(0), np.zeros((0, n_types))
+        return cls(
+            number=np.zeros(0, np.int64),
+            at_s=flat,
+            gpus=flat,
+            weight=flat,
+            speeds=wide,
+            left=flat,
+            done=flat,
+            had_s=wide,
+            deficit_s=wide,
+            share=wide,
+            is_shared=np.zeros(0, np.bool_),
+            on_type=np.zeros(0, np.int64),
+            steps=flat,
+            until_s=flat,
+        )
+
+    def of(self, rows: Any) -> "_Jobs":  # noqa: ANN401  # flags or places
+        return _Jobs(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def plus(self, jobs: list[NewJob]) -> "_Jobs":
+        n_types = self.speeds.shape[1]
+        zeros = np.zeros((len(jobs), n_types))
+        more = _Jobs(
+            number=np.array([job.number for job in jobs], np.int64),
+            at_s=np.array([job.at_s for job in jobs]),
+            gpus=np.array([job.gpus for job in jobs]),
+            weight=np.array([job.weight for job in jobs]),
+            speeds=np.array([job.speeds for job in jobs]).reshape(len(jobs), n_types),
+            left=np.array([job.steps for job in jobs]),
+            done=np.zeros(len(jobs)),
+            had_s=zeros + HAD_AT_FIRST_S,
+            deficit_s=zeros,
+            share=zeros,
+            is_shared=np.zeros(len(jobs), np.bool_),
+            on_type=np.full(len(jobs), NOWHERE),
+            steps=np.zeros(len(jobs)),
+            until_s=np.zeros(len(jobs)),
+        )
+        return _Jobs(
+            **{
+                f.name: np.concatenate([getattr(self, f.name), getattr(more, f.name)])
+                for f in fields(self)
+            }
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Rounds:
+    """The mechanism and its memory."""
+
+    gpu_types: tuple[str, ...]  # sorted
+    capacity: Array
+    program: Fractions
+    sees_speeds: bool = True
+    fills: bool = True
+    n_jobs: int | None = None
+    """How many jobs there will be, if anybody knows: once all have come, a round in which
+    nobody runs is followed by a solve at once."""
+    n_arrived: int = 0
+    n_rounds: int = 0
+    n_solves: int = 0
+    n_turns: int = 0
+    """Jobs that ran in a round, over all rounds."""
+    began_s: float = 0.0
+    ends_s: float = -np.inf
+    """When the round ends; infinite: nobody runs."""
+    _jobs: _Jobs = field(init=False)
+    _type_s: Array = field(init=False)
+    _ended_s: float | None = None
+    _solved_at_s: float = 0.0
+    _has_news: bool = True
+    _shuffle: Random = field(default_factory=lambda: Random(SHUFFLE_SEED))  # noqa: S311
+
+    def __post_init__(self) -> None:
+        self._jobs = _Jobs.none(len(self.gpu_types))
+        self._type_s = np.zeros(len(self.gpu_types))
+
+    def turns(self) -> dict[int, int]:
+        """Return the type on which each job runs in this round, by the number of the job."""
+        jobs = self._jobs
+        runs = jobs.on_type != NOWHERE
+        return dict(zip(jobs.number[runs].tolist(), jobs.on_type[runs].tolist(), strict=True))
+
+    def numbers(self) -> Ints:
+        """Return the jobs that have come and, as far as is known here, not ended."""
+        return self._jobs.number
+
+    def left_after(self, number: int) -> float | None:
+        """Return the steps that a job will have left when the round ends; None: no turn."""
+        row = int(np.searchsorted(self._jobs.number, number))
+        is_known = row < len(self._jobs.number) and self._jobs.number[row] == number
+        if not is_known or self._jobs.on_type[row] == NOWHERE:
+            return None
+        return float(self._jobs.left[row] - self._jobs.steps[row])
+
+    def stop(self) -> None:
+        """Let nobody have a turn any more."""
+        self._jobs.on_type[:] = NOWHERE
+
+    def next_round(
+        self, now_s: float, live: Ints, meet: Callable[[list[int]], list[NewJob]]
+    ) -> None:
+        """Settle the round that ends now, and begin the next one.
+
+        `live` are the numbers of all jobs there are, rising; `meet` introduces new ones.
+        """
+        self._settle(now_s)
+        known = self._jobs
+        stays = (known.left > 0) & np.isin(known.number, live)
+        if not stays.all():
+            self._has_news = True
+            self._jobs = known.of(stays)
+        last = self.n_arrived
+        fresh = live[live >= last].tolist()
+        if fresh:
+            self._has_news = True
+            self._jobs = self._jobs.plus(meet(fresh))
+            self.n_arrived = fresh[-1] + 1
+        self._choose(now_s)
+        if not self._runs() and len(self._jobs.number) and self.n_arrived == self.n_jobs:
+            self._solved_at_s = 0.0
+            self._choose(now_s)
+
+    def _runs(self) -> bool:
+        return bool((self._jobs.on_type != NOWHERE).any())
+
+    def _settle(self, now_s: float) -> None:
+        jobs = self._jobs
+        ran = np.flatnonzero(jobs.on_type != NOWHERE)
+        if not len(ran):
+            return
+        gpu_type, until_s = jobs.on_type[ran], jobs.until_s[ran]
+        # As in Gavel, a round counts from the end of the one before, however long ago.
+        ran_s = until_s - (self._ended_s if self._ended_s is not None else 0.0)
+        jobs.had_s[ran, gpu_type] += ran_s
+        np.add.at(self._type_s, gpu_type, ran_s)
+        jobs.left[ran] -= jobs.steps[ran]
+        jobs.done[ran] += jobs.steps[ran]
+        jobs.on_type[:] = NOWHERE
+        self._ended_s = float(until_s.max())
+
+    def _choose(self, now_s: float) -> None:
+        """Choose who runs on what, and until when."""
+        since_s = now_s - self._solved_at_s
+        if self._has_news and (since_s >= SOLVE_EVERY_S or self._solved_at_s == 0):
+            self._solve(now_s, since_s)
+        jobs = self._jobs
+        self._serve(self._types_in_turn())
+        runs = np.flatnonzero(jobs.on_type != NOWHERE)
+        self.began_s, self.ends_s = now_s, np.inf
+        if len(runs):
+            speeds = jobs.speeds[runs, jobs.on_type[runs]]
+            steps = np.minimum(np.floor(speeds * ROUND_S + ROUNDING), jobs.left[runs])
+            jobs.steps[runs] = steps
+            jobs.until_s[runs] = now_s + steps / speeds
+            self.ends_s = float(jobs.until_s[runs].max())
+            self.n_rounds += 1
+            self.n_turns += len(runs)
+
+    def _solve(self, now_s: float, since_s: float) -> None:
+        jobs = self._jobs
+        due_s = np.where(jobs.is_shared[:, None], jobs.share * since_s, 0.0)
+        jobs.deficit_s += due_s - (jobs.had_s - HAD_AT_FIRST_S)
+        jobs.had_s[:] = HAD_AT_FIRST_S
+        self._type_s[:] = HAD_AT_FIRST_S * len(jobs.number)
+        self._solved_at_s, self._has_news = now_s, False
+        self.n_solves += 1
+        if len(jobs.number):
+            jobs.share[:] = np.clip(self.program(self._contest(now_s)), 0.0, 1.0)
+        jobs.is_shared[:] = True
+
+    def _contest(self, now_s: float) -> Contest:
+        jobs = self._jobs
+        return Contest.of_one_queue(
+            jobs.number,
+            gpu_types=self.gpu_types,
+            capacity=self.capacity,
+            gpus=jobs.gpus,
+            weights=jobs.weight,
+            speeds=jobs.speeds,
+            elapsed_s=now_s - jobs.at_s,
+            remaining_work=jobs.left,
+            done_work=jobs.done,
+            price_usd_per_h=np.array([PRICE_USD_PER_H[name] for name in self.gpu_types]),
+        )
+
+    def _types_in_turn(self) -> list[int]:
+        names = list(FASTEST_FIRST)
+        if not self.sees_speeds:
+            self._shuffle.shuffle(names)
+        return [self.gpu_types.index(name) for name in names if name in self.gpu_types]
+
+    def _serve(self, gpu_types: list[int]) -> None:
+        jobs = self._jobs
+        part = jobs.had_s / np.where(self._type_s > 0, self._type_s, 1.0)
+        priority = np.divide(jobs.share, part, out=jobs.share * 1e9, where=part > 0)
+        priority[jobs.speeds <= 0] = 0.0
+        may_run = (jobs.speeds > 0) & (self.fills | (priority > 0))
+        is_taken = np.zeros(len(jobs.number), np.bool_)
+        for gpu_type in gpu_types:
+            keys = (
+                -jobs.share[:, gpu_type],
+                -jobs.deficit_s[:, gpu_type],
+                -priority[:, gpu_type],
+            )
+            order = np.lexsort(keys)
+            order = order[may_run[order, gpu_type] & ~is_taken[order]]
+            served = order[_fit(jobs.gpus[order], float(self.capacity[gpu_type]))]
+            is_taken[served] = True
+            jobs.on_type[served[jobs.is_shared[served]]] = gpu_type
+
+
+def _fit(gpus: Array, room: float) -> NDArray[np.bool_]:
+    """Return who gets a place if each takes it, in order, that still fits."""
+    if (gpus == 1).all():
+        return np.arange(len(gpus)) < room
+    fits = np.zeros(len(gpus), np.bool_)
+    for place, wanted in enumerate(gpus.tolist()):
+        if wanted <= room:
+            fits[place] = True
+            room -= wanted
+            if not room:
+                break
+    return fits
+
+
+@dataclass(slots=True, kw_only=True)
+class GavelRule:
+    """Gavel's rounds as a `RoundRule`. Remembers the round, and who has not started yet."""
+
+    rounds: Rounds
+    until: range = range(0)
+    """Jobs after whose end nothing matters: then everybody is stopped. Empty: all jobs."""
+    restarts: bool = False
+    """Whether every round starts all its jobs again, those that stay where they are, too."""
+    over_at_s: float = np.inf
+    _missing: dict[int, int] = field(default_factory=dict)
+    _begun_s: float = -np.inf  # the round whose jobs have all been started again
+    _type_of: dict[NodeName, int] = field(default_factory=dict)
+    _first: int | None = None  # sequence number of job 0
+
+    def __call__(self, snapshot: Snapshot) -> Round:
+        """Return who starts, stops and moves now."""
+        now_s, rounds = snapshot.now_s, self.rounds
+        if rounds.began_s < now_s < rounds.ends_s - ROUNDING_S < np.inf and not self._missing:
+            return Round(order=_no_turn, may_preempt=nobody, wake_at_s=rounds.ends_s)
+        rows, numbers = self._live(snapshot)
+        if self._is_due(snapshot.now_s, numbers):
+            self._begin(snapshot, rows, numbers)
+        if not self._missing and snapshot.now_s > self.rounds.began_s:
+            return Round(order=_no_turn, may_preempt=nobody, wake_at_s=self.rounds.ends_s)
+        return self._turn(snapshot, rows, numbers)
+
+    def _live(self, snapshot: Snapshot) -> tuple[Rows, Ints]:
+        """Return the rows of live jobs and their numbers, by arrival."""
+        rows = np.flatnonzero(snapshot.jobs.phase >= 0)
+        sequence = snapshot.jobs.sequence[rows]
+        order = np.argsort(sequence)
+        if self._first is None and len(rows):
+            self._first = int(sequence[order[0]])
+        return rows[order], sequence[order] - (self._first or 0)
+
+    def _is_due(self, now_s: float, numbers: Ints) -> bool:
+        rounds = self.rounds
+        if self.over_at_s < np.inf:
+            return False
+        if np.isfinite(rounds.ends_s):
+            return now_s >= rounds.ends_s - ROUNDING_S
+        return len(numbers) > 0 and int(numbers[-1]) >= rounds.n_arrived
+
+    def _begin(self, snapshot: Snapshot, rows: Rows, numbers: Ints) -> None:
+        row_of = dict(zip(numbers.tolist(), rows.tolist(), strict=True))
+
+        def meet(fresh: list[int]) -> list[NewJob]:
+            gpu_types = self.rounds.gpu_types
+            return [_new_job(snapshot, n, row_of[n], gpu_types) for n in fresh]
+
+        rounds = self.rounds
+        rounds.next_round(snapshot.now_s, numbers, meet)
+        self._missing = rounds.turns()
+        has_come = len(self.until) > 0 and self.until[-1] < rounds.n_arrived
+        if has_come and not np.isin(rounds.numbers(), self.until).any():
+            self.over_at_s, rounds.ends_s = snapshot.now_s, np.inf
+            self._missing = {}
+            rounds.stop()
+
+    def _turn(self, snapshot: Snapshot, rows: Rows, numbers: Ints) -> Round:
+        """Return who stops and who starts so that everybody is where the round wants it."""
+        jobs, turns = snapshot.jobs, self.rounds.turns()
+        known = set(self.rounds.numbers().tolist())
+        moves, starts = [], {}
+        starts_again = self.restarts and self._begun_s < self.rounds.began_s
+        self._begun_s = self.rounds.began_s
+        phases = jobs.phase[rows].tolist()
+        for row, number, phase in zip(rows.tolist(), numbers.tolist(), phases, strict=True):
+            wanted = turns.get(number, NOWHERE)
+            if phase == _RUNNING:
+                if self._where(snapshot, row) == wanted and not starts_again:
+                    self._missing.pop(number, None)
+                elif number in known and not jobs.n_stopping[row]:
+                    moves.append(row)
+            elif wanted != NOWHERE:
+                starts[row] = (self.rounds.gpu_types[wanted],)
+            else:
+                self._missing.pop(number, None)
+        self._missing = {n: t for n, t in self._missing.items() if n in known}
+
+        def in_turn(snapshot: Snapshot, rows: Rows) -> Rows:
+            mine = rows[np.isin(rows, list(starts))]
+            return mine[np.argsort(snapshot.jobs.sequence[mine])]
+
+        return Round(
+            order=in_turn if starts else _no_turn,
+            may_preempt=nobody,
+            gpu_types=starts,
+            moves=tuple(moves),
+            wake_at_s=self.rounds.ends_s,
+        )
+
+    def _where(self, snapshot: Snapshot, row: int) -> int:
+        node = snapshot.jobs.tasks[row][0].node
+        if node not in self._type_of:
+            gpu_type = snapshot.nodes.nodes[snapshot.nodes.row_of[node]].gpu_type
+            self._type_of[node] = self.rounds.gpu_types.index(gpu_type)
+        return self._type_of[node]
+
+
+_RUNNING = PHASE_CODE[JobPhase.RUNNING]
+
+
+def _no_turn(snapshot: Snapshot, rows: Rows) -> Rows:
+    """Serve nobody: who has no turn waits for the next round."""
+    return rows[:0]
+
+
+def _new_job(snapshot: Snapshot, number: int, row: int, gpu_types: tuple[str, ...]) -> NewJob:
+    spec = snapshot.job_at(row).spec
+    return NewJob(
+        number=number,
+        at_s=float(snapshot.jobs.submitted_at_s[row]),
+        gpus=spec.total_gpu_milli / MILLI,
+        weight=spec.weight,
+        speeds=tuple(spec.speed_on(gpu_type) for gpu_type in gpu_types),
+        steps=spec.total_work,
+    )
+
+
+def rule_of(
+    policy: GavelPolicy,
+    capacity: dict[str, int],
+    *,
+    tie_break: TieBreak = TieBreak.OWN,
+    n_jobs: int | None = None,
+    until: range = range(0),
+    restarts: bool = False,
+) -> GavelRule:
+    """Return the rule for a policy on so many GPUs of each type, with an empty memory."""
+    gpu_types = tuple(sorted(capacity))
+    rounds = Rounds(
+        gpu_types=gpu_types,
+        capacity=np.array([float(capacity[name]) for name in gpu_types]),
+        program=policy.program(tie_break),
+        sees_speeds=policy.sees_speeds,
+        fills=policy.fills,
+        n_jobs=n_jobs,
+    )
+    return GavelRule(rounds=rounds, until=until, restarts=restarts)
