@@ -260,6 +260,7 @@ class DaemonConfig(_Section):
     # Where tasks go best: the name of a score, or several with their weights.
     score: Annotated[str | Mapping[str, float], AfterValidator(_known_score)] = "best-fit"
     backfill: BackfillConfig = BackfillConfig()
+    defragment: bool = True  # move jobs that keep checkpoints when that lets a wide one start
     topology: tuple[LevelConfig, ...] = tuple(  # outermost first; nodes are the level `host`
         LevelConfig(name=level.name, label=level.label) for level in DEFAULT_LEVELS
     )

@@ -143,6 +143,7 @@ class Chaos:
                 policy_named(policy),
                 backfill=pick([Backfilling.EASY, Backfilling.CONSERVATIVE, Backfilling.NONE]),
                 backfill_depth=3,
+                defragments=pick(MAYBE),
                 patience_s=20.0,
                 starvation_s=100.0,
             )

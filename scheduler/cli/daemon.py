@@ -138,6 +138,7 @@ def policy_for(config: DaemonConfig, snapshot: "Snapshot | None" = None) -> "Pol
     return replace(
         in_rounds_of(policy, config.round_s),
         levels=config.levels(),
+        defragments=config.defragment,
         backfill=Backfilling(config.backfill.kind),
         backfill_depth=config.backfill.depth,
         patience_s=config.backfill.patience_s,

@@ -84,6 +84,17 @@ class Backfill:
             self._draft.promise(promise)
         return promise is not None
 
+    def waits_s(self, row: int, wants: tuple[Want, ...]) -> float:
+        """Return how long a job that fits nowhere has to wait, if nobody makes room for it.
+
+        If nobody knows, as long again as it has waited already.
+        """
+        now_s = self._draft.snapshot.now_s
+        promise = self._profiled(row, _musts(wants))
+        if promise is not None:
+            return promise.start_s - now_s
+        return float(now_s - self._waits_since_s(np.array([row]))[0])
+
     def foresee(self, row: int, wants: tuple[Want, ...]) -> None:
         """Promise places to the job of a row, if it has none, however many others have some."""
         if all(promise.row != row or not promise.places for promise in self._draft.promises):
@@ -152,20 +163,24 @@ class Backfill:
         return True
 
     def _promise(self, row: int, wants: tuple[Want, ...]) -> Promise | None:
-        draft = self._draft
         if not self._n_left or not self._n_tries or wants in self._never:
             return None
         self._n_tries -= 1
-        n_gone = int(np.count_nonzero(draft.is_evicted))
-        if self._profile is None or self._n_gone != n_gone:
-            self._profile, self._n_gone = Profile(draft), n_gone
-        run_s = float(draft.snapshot.jobs.longest_run_s[row])
-        promise = self._profile.promise(row, wants, run_s)
+        promise = self._profiled(row, wants)
         if promise is None:
             self._never.add(wants)
         else:
             self._n_left -= 1
         return promise
+
+    def _profiled(self, row: int, wants: tuple[Want, ...]) -> Promise | None:
+        """Return the places that the job gets first if everybody ends as expected."""
+        draft = self._draft
+        n_gone = int(np.count_nonzero(draft.is_evicted))
+        if self._profile is None or self._n_gone != n_gone:
+            self._profile, self._n_gone = Profile(draft), n_gone
+        run_s = float(draft.snapshot.jobs.longest_run_s[row])
+        return self._profile.promise(row, wants, run_s)
 
 
 def _musts(wants: tuple[Want, ...]) -> tuple[Want, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from scheduler.core.backfill import Backfill
 from scheduler.core.books import Books
+from scheduler.core.defragmentation import Defragmentation, in_turn, keep_for
 from scheduler.core.elastic import go_on_resized, grow, resize_of
 from scheduler.core.leaving import leaving
 from scheduler.core.model import (
@@ -49,6 +50,9 @@ from scheduler.core.reasons import why_not_yet, why_unplaced
 from scheduler.core.reclaim import Reclaim
 from scheduler.core.shrinking import Cut, Shrinking
 from scheduler.core.snapshot import PHASE_CODE, FloatColumn, Rows, Snapshot
+
+BEFORE_A_WAVE = 16
+"""Who waits longer and must not fit into what a wave frees: so many are looked at."""
 
 FORESEEN = 64
 """How far down the order starts are foreseen on demand."""
@@ -235,6 +239,10 @@ class _Cycle:
         self._without_room: list[int] = []  # job rows that only capacity holds back
         self._short: list[int] = []  # those, and services that lack replicas
         self._retry_at_s = np.inf  # when a resize that does not pay now may do
+        # Turns are taken by stopping jobs anyway: who has one need not move.
+        may_move = policy.defragments and self._round is None
+        self._defragmentation = Defragmentation(self._draft) if may_move else None
+        self._unmoved: set[int] = set()  # gangs for which moving others was tried
         self._waiting = snapshot.waiting_rows()
 
     def run(self) -> Plan:
@@ -244,7 +252,8 @@ class _Cycle:
         self._placements += placements
         waiting = self._waiting
         may_start = self._snapshot.may_start(waiting)
-        self._serve(self._policy.order(self._snapshot, waiting[may_start]))
+        order = self._policy.order(self._snapshot, waiting[may_start])
+        self._serve(in_turn(self._snapshot, order))
         for row in waiting[~may_start].tolist() if self._gives_reasons else ():
             reason = why_not_yet(self._snapshot, row)
             assert reason is not None
@@ -350,6 +359,8 @@ class _Cycle:
             if self._preempt(row, wants):
                 return
             self._failed.no_victims.add(right)
+        if self._migrate(row, gang, wants):
+            return
         self._leave(row, self._failed.no_room[gang])
         if self._backfill.keep_places(row, wants):
             # For those behind it there is less room now, for this reason.
@@ -463,6 +474,34 @@ class _Cycle:
             return False
         if self._quotas is not None:
             self._quotas.book(row, members, is_now=False)
+        keep_for(self._draft, row)
+        self._wait_for_release(row)
+        return True
+
+    def _migrate(self, row: int, gang: int, wants: tuple[Want, ...]) -> bool:
+        """Move others together so that the gang fits, if that is worth it."""
+        search = self._defragmentation
+        if search is None or search.is_idle or gang in self._unmoved:
+            return False
+        before = {wants_of(self._snapshot, r): r for r in self._without_room[:BEFORE_A_WAVE]}
+        wave = search.move_for(
+            row,
+            wants,
+            saved_s=self._backfill.waits_s(row, wants),
+            before=[(r, others) for others, r in before.items()],
+        )
+        if wave is None:
+            self._unmoved.add(gang)
+            return False
+        if self._quotas is not None:
+            self._quotas.book(row, wave.members, is_now=False)
+        job_id = self._snapshot.job_at(row).id
+        why = (
+            f"moves so that {job_id} fits: saves {wave.saved_gpu_s:.0f} GPU-seconds of waiting "
+            f"for {wave.cost_gpu_s:.0f} of work and restarts"
+        )
+        for move in wave.moves:
+            self._evict(move.row, move.tasks, StopCause.MIGRATED, why, for_job=job_id)
         self._wait_for_release(row)
         return True
 
@@ -547,7 +586,15 @@ class _Cycle:
 
     # Stopping
 
-    def _evict(self, row: int, tasks: Iterable[Task], cause: StopCause, why: str) -> None:
+    def _evict(
+        self,
+        row: int,
+        tasks: Iterable[Task],
+        cause: StopCause,
+        why: str,
+        *,
+        for_job: JobId | None = None,
+    ) -> None:
         tasks = tuple(tasks)
         job = self._snapshot.job_at(row)
         n_staying = sum(t.stop_cause is None for t in self._snapshot.jobs.tasks[row])
@@ -561,6 +608,7 @@ class _Cycle:
                 cause=cause,
                 grace_s=job.spec.grace_s,
                 detail=why,
+                for_job=for_job,
             )
         )
 

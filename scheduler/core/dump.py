@@ -40,6 +40,7 @@ class JobDump:
     gpu_s_before: float = 0.0
     received: Received = NOTHING_RECEIVED
     lost_gpu_s: float = 0.0
+    yields_to: int = 0
     reason: str = ""
     exit_code: int | None = None
     history: tuple[str, ...] = ()

@@ -68,6 +68,7 @@ class Lifecycle:
             record.checkpoint_at_s = 0.0
             record.tasks.clear()
             record.seats = ()
+            record.yields_to = 0
             record.reason = ""
             self._move(record, JobPhase.RUNNING, "")
         fresh = {(task.id.role, task.id.index) for task in tasks}
@@ -206,10 +207,19 @@ class Lifecycle:
 
     # Stopping
 
-    def evict(self, record: JobRecord, tasks: list[Task], cause: StopCause, why: str) -> None:
+    def evict(
+        self,
+        record: JobRecord,
+        tasks: list[Task],
+        cause: StopCause,
+        why: str,
+        *,
+        yields_to: int = 0,
+    ) -> None:
         """Ask running tasks to stop; a gang goes as a whole and `then` follows the cause."""
         is_service = record.job.spec.kind is JobKind.INFERENCE
-        if cause is StopCause.PREEMPTED:
+        record.yields_to = yields_to
+        if cause in {StopCause.PREEMPTED, StopCause.MIGRATED}:
             record.preemptions += 1
         if cause is StopCause.SCALED_DOWN:
             self._note_resize(record)

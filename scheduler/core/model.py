@@ -81,6 +81,7 @@ class StopCause(StrEnum):
     TIME_LIMIT = "time_limit"
     GANG_BROKEN = "gang_broken"  # a member ended badly, so the rest of the gang goes too
     SCALED_DOWN = "scaled_down"  # a service gives up replicas
+    MIGRATED = "migrated"  # starts again elsewhere, so that a wide job finds room
     RESIZED = "resized"  # a gang starts again with another number of tasks
 
 

@@ -112,6 +112,7 @@ class Eviction:
     cause: StopCause
     grace_s: float
     detail: str = ""  # for people: for whom it makes room, say
+    for_job: JobId | None = None  # who goes first when the job starts again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,6 +119,8 @@ class Policy:
     places are kept for it that smaller jobs would take again and again."""
     starvation_s: float = 86_400.0
     """How long a gang waits at most before places are kept for it whatever others promised."""
+    defragments: bool = False
+    """Whether jobs that keep checkpoints are moved when that lets a waiting gang start."""
     levels: Levels = DEFAULT_LEVELS
     """Of the topology, above the node."""
 

@@ -78,12 +78,24 @@ class Preemption:
 
         Returns the victims, booked as gone on the draft's later books, or none if no set helps.
         """
+        gone = self.find(row, wants)
+        if gone:
+            self._draft.note_ends((victim.row, victim.tasks) for victim in gone)
+            held = hold_later(self._draft, row, wants)
+            assert not isinstance(held, Shortfall)
+        return gone
+
+    def find(self, row: int, wants: tuple[Want, ...]) -> list[Victim]:
+        """Return the cheapest jobs without which the gang of `row` fits later, none if none do.
+
+        They are booked as gone on the later books in force, and there only.
+        """
+        if self._n_looks >= LOOKS_PER_CYCLE:
+            return []
         jobs = self._draft.snapshot.jobs
         right = (int(jobs.gang[row]), int(jobs.queue[row]), int(jobs.priority[row]))
         if not self._are_equals_alike:
             right = (row, -1, -1)
-        if self._n_looks >= LOOKS_PER_CYCLE:
-            return []
         space = self._draft.open_later()
         gone: list[Victim] = []
         for number, nodes in self._subtrees(space, row, wants):
@@ -91,11 +103,12 @@ class Preemption:
                 gone = self._search(space, row, wants, right=(*right, number))
             if gone:
                 break
-        if gone:
-            self._draft.note_ends((victim.row, victim.tasks) for victim in gone)
-            held = hold_later(self._draft, row, wants)
-            assert not isinstance(held, Shortfall)
         return gone
+
+    def spare(self, victims: Sequence[Victim]) -> None:
+        """Undo `find`; who may be stopped for the same job may be others the next time."""
+        self._spare(self._draft.open_later(), list(victims))
+        self._offers.clear()
 
     def _subtrees(
         self, space: Space, row: int, wants: tuple[Want, ...]

@@ -32,8 +32,12 @@ def plan_committed(
             continue
         live = [record.tasks[t] for t in eviction.tasks if t in record.tasks]
         asked = [t for t in live if t.phase in {TaskPhase.BOUND, TaskPhase.RUNNING}]
+        gaining = state.records.get(eviction.for_job) if eviction.for_job else None
+        if eviction.for_job and (gaining is None or gaining.phase is not JobPhase.PENDING):
+            continue
         if asked:
-            life.evict(record, asked, eviction.cause, eviction.detail)
+            yields_to = gaining.job.sequence if gaining is not None else 0
+            life.evict(record, asked, eviction.cause, eviction.detail, yields_to=yields_to)
     for resize in event.resizes:
         record = state.records.get(resize.job_id)
         if record is None or not _may_resize(record, resize):

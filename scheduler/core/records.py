@@ -101,6 +101,7 @@ class JobRecord:
     gpu_s_before: float = 0.0
     received: Received = NOTHING_RECEIVED
     lost_gpu_s: float = 0.0
+    yields_to: int = 0  # sequence of the job that it moved for; 0: none
     reason: str = ""
     exit_code: int | None = None
     history: list[str] = field(default_factory=list)

@@ -300,6 +300,7 @@ class JobColumns:
     n_missing: IntColumn  # tasks that a running job still wants
     n_stopping: IntColumn  # live tasks that were asked to stop
     gpu_milli: IntColumn  # held
+    yields_to: IntColumn  # sequence of the job that it moved for; 0: none
     is_preemptible: BoolColumn  # as a whole
     may_preempt: BoolColumn  # others, if a rule allows it
     is_divisible: BoolColumn  # runs with more tasks than it needs, and some of them may go
@@ -354,6 +355,7 @@ _JOB_DTYPES: Mapping[str, type[np.generic]] = {
     "n_missing": np.int64,
     "n_stopping": np.int64,
     "gpu_milli": np.int64,
+    "yields_to": np.int64,
     "is_preemptible": np.bool_,
     "may_preempt": np.bool_,
     "is_divisible": np.bool_,

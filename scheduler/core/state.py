@@ -204,6 +204,7 @@ class ClusterState:
         jobs.received[row] = record.received
         jobs.phase[row] = PHASE_CODE[record.phase]
         jobs.attempt[row] = record.attempt
+        jobs.yields_to[row] = record.yields_to
         jobs.n_unmet[row] = self.n_unmet.get(record.id, 0)
         jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
         jobs.n_stopping[row] = sum(t.phase is TaskPhase.STOPPING for t in live)
