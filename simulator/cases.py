@@ -34,7 +34,7 @@ from simulator.traces.transforms import (
     with_estimates,
     with_load,
 )
-from simulator.workload import Steady, TraceJob, TraceJobs
+from simulator.workload import NodeOutage, Steady, TraceJob, TraceJobs
 
 _ANY_JOB = Wanted()
 _NOTHING_SAID = Assumptions()
@@ -193,6 +193,7 @@ class Case:
     settings: Settings = DEFAULTS
     until_s: float = math.inf  # cut off so long after the first job
     services: tuple[Offered, ...] = ()  # their loads begin with the first job
+    outages: tuple[NodeOutage, ...] = ()  # in the trace's time, besides those at random
 
 
 Advance = Callable[[float, float], None]
@@ -229,6 +230,7 @@ def run_case(case: Case, advance: Advance | None = None) -> Summary:
         merged([one.job for one in services if one.job is not None], chain([first], jobs)),
         choice.made(),
         seed=case.seed,
+        outages=case.outages,
         settings=replace(
             case.settings,
             until_s=first.at_s + case.until_s,

@@ -120,19 +120,28 @@ def export(
             f"--kind {unknown[0]}: no such event", hint=f"One of {known}", code=ExitCode.USAGE
         )
     with _clear_errors():
-        is_whole = not (since or until or kind or recover)
-        state = oldest_state(folder) if is_whole else None
+        if not (since or until or kind or recover):
+            for line in whole_lines(folder):
+                say(line)
+            return
         events = salvage_events(folder) if recover else stored_history(folder)
         for sequence, event in _noting_gaps(events) if recover else events:
-            if state is not None and sequence > state.revision:
-                say(_state_line(state))
-                state = None
             at_s = event.at_s
             is_in_time = (since_s is None or at_s >= since_s) and (
                 until_s is None or at_s < until_s
             )
             if is_in_time and type(event).__name__ in kinds:
                 say(_line(sequence, event))
+
+
+def whole_lines(folder: Path) -> Iterator[str]:
+    """Yield all events that are kept, as `export` prints them without options."""
+    state = oldest_state(folder)
+    for sequence, event in stored_history(folder):
+        if state is not None and sequence > state.revision:
+            yield _state_line(state)
+            state = None
+        yield _line(sequence, event)
 
 
 @app.command()

@@ -57,6 +57,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
     "Simulator": (
         Verb("simulate", "simulate:simulate", "Compare policies on a trace.", is_local=True),
         Verb("plan", "plan:plan", "Find the cheapest machines for goals.", is_local=True),
+        Verb("replay", "replay:replay", "Try policies on the daemon's past.", is_local=True),
     ),
     "Daemon": (
         Verb("daemon", "daemon:daemon", "Run the daemon.", is_local=True),

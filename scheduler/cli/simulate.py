@@ -108,8 +108,8 @@ def simulate(
         summaries = sim.run_all(cases, where, text=f"{len(cases)} runs")
         comparison = compared(summaries)
         if out is not None:
-            _write(comparison, given, out, with_page=page)
-        _show(comparison, given, output)
+            write(comparison, given, out, with_page=page)
+        show(comparison, given, output)
         sim.note_what_is_odd(summaries)
         if preset and estimates is None:
             sim.note_who_guesses(policies)
@@ -124,9 +124,10 @@ _KEPT = (
 """What a result follows from, and a report repeats."""
 
 
-def _write(
+def write(
     comparison: "Comparison", given: dict[str, Any], out: Path, *, with_page: bool
 ) -> None:
+    """Write the comparison into a folder, in every form."""
     from scheduler.cli.simulating import write_all
     from simulator.report_files import figures_csv, report_json
     from simulator.report_page import report_page
@@ -140,7 +141,8 @@ def _write(
     write_all(out, texts)
 
 
-def _show(comparison: "Comparison", given: dict[str, Any], output: Format) -> None:
+def show(comparison: "Comparison", given: dict[str, Any], output: Format) -> None:
+    """Print the comparison."""
     import sys
 
     from scheduler.cli.output import print_data, print_lines

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import msgspec
 
@@ -73,9 +73,19 @@ class Recording:
     until_s: float  # the last one
 
 
-def read_recording(path: Path | str) -> Recording:
+class Listener(Protocol):
+    """Hears what a journal tells as it is read."""
+
+    def began(self, at_s: float, engine: Engine) -> None:
+        """Hear that the journal begins with a state of its own."""
+
+    def heard(self, event: Event, outcome: Accepted, engine: Engine) -> None:
+        """Hear an event that changed something, and what followed."""
+
+
+def read_recording(path: Path | str, listener: Listener | None = None) -> Recording:
     """Return the jobs, nodes, queues and outages of a journal's export."""
-    replay = _Replay(Source(Path(path)))
+    replay = _Replay(Source(Path(path)), listener)
     jobs = tuple(replay.jobs())
     return Recording(
         jobs=jobs,
@@ -90,8 +100,9 @@ def read_recording(path: Path | str) -> Recording:
 class _Replay:
     """The events of a journal on their way through an engine."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, listener: Listener | None = None) -> None:
         self.source = source
+        self.listener = listener
         self.engine = Engine()
         self.machines = _Machines()
         self.from_s: float | None = None
@@ -152,6 +163,8 @@ class _Replay:
             self._add(record.id, job.submitted_at_s, job.spec, job.submitter)
             truth = self._truths[record.id]
             truth.seen_s = truth.saved_s = record.ran_before_s  # what was lost is forgotten
+        if self.listener is not None:
+            self.listener.began(dump.now_s, self.engine)
 
     def _observe(self, event: Event) -> None:
         self.from_s = event.at_s if self.from_s is None else self.from_s
@@ -168,6 +181,8 @@ class _Replay:
                 self._attempt_over(record)
         for record in outcome.finished:
             self._finished(record)
+        if self.listener is not None:
+            self.listener.heard(event, outcome, self.engine)
 
     def _submitted(self, event: JobsSubmitted, job_id: JobId) -> None:
         spec = replace(
