@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.model import DEFAULT_QUEUE, MILLI, JobKind, JobPhase, StopCause
+from scheduler.core.model import DEFAULT_QUEUE, MILLI, JobId, JobKind, JobPhase, StopCause
 from scheduler.core.preemption import RESTART_S
 from scheduler.core.queue_tree import FIRST_TYPE, GPU, QueueTree
 from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
@@ -49,6 +49,9 @@ class Contest:
     tree: QueueTree
     held_elsewhere: Array  # [queues, types] GPUs of jobs that are no contestants
     price_usd_per_h: Array  # [types] of one GPU; 0: nobody said
+    job_ids: tuple[JobId, ...] = ()
+    kept: frozenset[JobId] = frozenset()  # who was promised that a deadline will be met
+    time_limit_s: float | None = None  # of a solve by simplex
 
     @classmethod
     def of_one_queue(
@@ -100,7 +103,8 @@ class Grant:
     fractions: Array  # [jobs, types] the part of its time that each job should spend there
     status: str = "optimal"  # how the solve ended; see `linear_program.Status`
     prices: Array | None = None  # [types] what one more GPU would change the value by
-    notes: Mapping[int, str] = field(default_factory=dict)  # by job, for people
+    notes: Mapping[int, str] = field(default_factory=dict)  # by row of the contest, for people
+    kept: frozenset[JobId] = frozenset()  # whose deadline is promised
 
     @property
     def is_solved(self) -> bool:
@@ -171,6 +175,7 @@ def contest_of(snapshot: Snapshot) -> Contest:
         tree=snapshot.tree,
         held_elsewhere=held,
         price_usd_per_h=_prices_usd_per_h(snapshot, gpu_types),
+        job_ids=tuple(snapshot.job_at(row).id for row in rows.tolist()),
     )
 
 

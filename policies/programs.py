@@ -4,7 +4,7 @@ Each imports its solver when it is first called: a daemon whose policy needs no 
 without scipy. "Blind" programs know where a job can run, not how fast it is there.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,6 +126,7 @@ def max_throughput(contest: Contest) -> Grant:
             contest.gpus,
             weights=np.divide(contest.weights * contest.gpus, fastest),
             capacity=contest.capacity,
+            time_limit_s=contest.time_limit_s,
         )
     )
 
@@ -178,6 +179,7 @@ def _most_per_dollar(contest: Contest, *, required: Array | None) -> Grant:
         capacity=contest.capacity,
         price_usd_per_h=prices_or_alike(contest),
         required=required,
+        time_limit_s=contest.time_limit_s,
     )
     missed = np.flatnonzero(answer.missed > 0).tolist()
     return replace(
@@ -185,8 +187,17 @@ def _most_per_dollar(contest: Contest, *, required: Array | None) -> Grant:
     )
 
 
-def lepton(contest: Contest) -> Grant:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lepton:
     """Keep guarantees and deadlines, be fair in time, then do what is worth most."""
-    from policies.lepton import lepton_shares
 
-    return _granted(lepton_shares(contest))
+    fair_within: float | None = None  # None: as `lepton.Terms` has it
+    cost: float | None = None
+
+    def __call__(self, contest: Contest) -> Grant:
+        """Share by one program per priority class."""
+        from policies.lepton import Terms, lepton_shares
+
+        given = {"fair_within": self.fair_within, "cost": self.cost}
+        terms = Terms(**{name: value for name, value in given.items() if value is not None})
+        return _granted(lepton_shares(contest, terms, time_limit_s=contest.time_limit_s))

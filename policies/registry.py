@@ -49,8 +49,11 @@ def _in_rounds(name: str, rounds: RoundRule) -> Policy:
     return replace(_in_order(name, first_come_first_served), rounds=rounds)
 
 
-def _by_shares(name: str, program: ShareProgram, *, sees_speeds: bool = False) -> Policy:
-    return _in_rounds(name, Rounds(program=program, sees_speeds=sees_speeds))
+def _by_shares(
+    name: str, program: ShareProgram, *, sees_speeds: bool = False, is_timeless: bool = False
+) -> Policy:
+    rounds = Rounds(program=program, sees_speeds=sees_speeds, is_timeless=is_timeless)
+    return _in_rounds(name, rounds)
 
 
 _LISTED: tuple[tuple[Policy, str, str], ...] = (
@@ -81,22 +84,32 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
         "Ghodsi et al., NSDI '11",
     ),
     (
-        _by_shares("max_min_fairness", programs.max_min_fairness),
+        _by_shares("max_min_fairness", programs.max_min_fairness, is_timeless=True),
         "the least time per weight",
         "Gavel, OSDI '20",
     ),
     (
-        _by_shares("max_min_fairness_perf", programs.max_min_fairness_perf, sees_speeds=True),
+        _by_shares(
+            "max_min_fairness_perf",
+            programs.max_min_fairness_perf,
+            sees_speeds=True,
+            is_timeless=True,
+        ),
         "the least speed per weight, knowing throughputs",
         "Gavel, OSDI '20",
     ),
     (
-        _by_shares("water_filling", programs.water_filling),
+        _by_shares("water_filling", programs.water_filling, is_timeless=True),
         "time per weight, from the least up",
         "Gavel, OSDI '20",
     ),
     (
-        _by_shares("water_filling_perf", programs.water_filling_perf, sees_speeds=True),
+        _by_shares(
+            "water_filling_perf",
+            programs.water_filling_perf,
+            sees_speeds=True,
+            is_timeless=True,
+        ),
         "speed per weight, from the least up, knowing throughputs",
         "Gavel, OSDI '20",
     ),
@@ -125,22 +138,26 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
         "Gavel, OSDI '20",
     ),
     (
-        _by_shares("max_throughput", programs.max_throughput, sees_speeds=True),
+        _by_shares(
+            "max_throughput", programs.max_throughput, sees_speeds=True, is_timeless=True
+        ),
         "work per second, each job's by its fastest speed",
         "Gavel, OSDI '20",
     ),
     (
-        _by_shares("hierarchical", programs.hierarchical, sees_speeds=True),
+        _by_shares("hierarchical", programs.hierarchical, sees_speeds=True, is_timeless=True),
         "speed per weight of queues, from the least up; inside, of jobs",
         "Gavel, OSDI '20",
     ),
     (
-        _by_shares("hierarchical_fifo", programs.hierarchical_fifo, sees_speeds=True),
+        _by_shares(
+            "hierarchical_fifo", programs.hierarchical_fifo, sees_speeds=True, is_timeless=True
+        ),
         "speed per weight of queues, from the least up; inside, priority and arrival",
         "Gavel, OSDI '20",
     ),
     (
-        _by_shares("min_cost", programs.min_cost, sees_speeds=True),
+        _by_shares("min_cost", programs.min_cost, sees_speeds=True, is_timeless=True),
         "work per dollar",
         "Gavel, OSDI '20",
     ),
@@ -150,7 +167,7 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
         "Gavel, OSDI '20",
     ),
     (
-        _by_shares("lepton", programs.lepton, sees_speeds=True),
+        _by_shares("lepton", programs.Lepton(), sees_speeds=True),
         "guarantees, deadlines, fair finish times; then progress per dollar",
         "docs/policies.md",
     ),
@@ -219,13 +236,36 @@ def _policy_from_outside(name: str) -> Policy:
     return outside.policy_of(found[name])
 
 
-def in_rounds_of(policy: Policy, round_s: float) -> Policy:
-    """Return the policy, and those inside queues, with turns of that length, if any."""
-    inside = {name: in_rounds_of(other, round_s) for name, other in policy.inside.items()}
-    policy = replace(policy, inside=inside)
-    if not isinstance(policy.rounds, Rounds):
-        return policy
-    return replace(policy, rounds=replace(policy.rounds, round_s=round_s))
+def in_rounds_of(
+    policy: Policy, round_s: float, *, time_limit_s: float | None = None
+) -> Policy:
+    """Return the policy with turns of that length and that limit to solves, if it has turns.
+
+    Those inside queues, too.
+    """
+
+    def change(rounds: Rounds) -> Rounds:
+        return replace(rounds, round_s=round_s, time_limit_s=time_limit_s)
+
+    return _with_rounds(policy, change)
+
+
+def weighing(policy: Policy, *, fair_within: float, cost: float) -> Policy:
+    """Return the policy, and those inside queues, with these terms where it is `lepton`."""
+
+    def change(rounds: Rounds) -> Rounds:
+        if not isinstance(rounds.program, programs.Lepton):
+            return rounds
+        program = programs.Lepton(fair_within=fair_within, cost=cost)
+        return replace(rounds, program=program)
+
+    return _with_rounds(policy, change)
+
+
+def _with_rounds(policy: Policy, change: Callable[[Rounds], Rounds]) -> Policy:
+    inside = {name: _with_rounds(other, change) for name, other in policy.inside.items()}
+    rounds = change(policy.rounds) if isinstance(policy.rounds, Rounds) else policy.rounds
+    return replace(policy, inside=inside, rounds=rounds)
 
 
 def score_named(name: Score, snapshot: Snapshot | None = None) -> NodeScore:

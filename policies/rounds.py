@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.contest import Array, Contest, Grant, ShareProgram, arrived_at_s, contest_of
+from policies.contest import Array, Contest, ShareProgram, arrived_at_s, contest_of
+from policies.granting import answered, scope_of
 from policies.orderings import highest_priority, lower_priority
 from scheduler.core.ports import Round
 from scheduler.core.preemption import RESTART_S
@@ -41,31 +42,52 @@ class Rounds:
     round_s: float = ROUND_S
     sees_speeds: bool = False
     """Whether jobs may be moved to a type because they are faster there."""
+    is_timeless: bool = False
+    """Whether the program reads nothing that changes by itself, so that answers hold."""
+    time_limit_s: float | None = None
+    """Of a solve by simplex; interior points are bounded in steps."""
 
     def __call__(self, snapshot: Snapshot) -> Round:
         """Return how this round serves the waiting."""
         contest = contest_of(snapshot)
         may_move = self.sees_speeds and np.count_nonzero(contest.capacity) > 1
         if not len(contest.rows) or not ((contest.on_type < 0).any() or may_move):
-            return Round(order=highest_priority, may_preempt=lower_priority)
-        turn = _Turn(self, snapshot, contest)
+            last = snapshot.granted.get(scope_of(snapshot))
+            return Round(
+                order=highest_priority,
+                may_preempt=lower_priority,
+                granted={} if last is None else {scope_of(snapshot): last},
+            )
+        answer = answered(
+            snapshot,
+            contest,
+            self.program,
+            is_timeless=self.is_timeless,
+            time_limit_s=self.time_limit_s,
+        )
+        turn = _Turn(self, snapshot, contest, answer.fractions)
         return Round(
             order=turn.order,
             may_preempt=turn.may_preempt,
             gpu_types=turn.gpu_types(),
             moves=turn.moves(),
             wake_at_s=turn.wake_at_s(),
+            granted={scope_of(snapshot): answer.granted},
+            notes=answer.notes,
+            excuse=answer.excuse,
         )
 
 
 class _Turn:
     """One round, as seen at one moment of it."""
 
-    def __init__(self, rule: Rounds, snapshot: Snapshot, contest: Contest) -> None:
+    def __init__(
+        self, rule: Rounds, snapshot: Snapshot, contest: Contest, fractions: Array
+    ) -> None:
         self._rule, self._snapshot, self._contest = rule, snapshot, contest
         self._begin_s = float(np.floor(snapshot.now_s / rule.round_s) * rule.round_s)
         self._is_open = snapshot.now_s < self._begin_s + rule.round_s / 2
-        share = np.round(_shares(rule.program, contest), 6)
+        share = np.round(fractions, 6)
         share[(share < SMALLEST) | (contest.speeds <= 0)] = 0.0
         known = contest.speeds if rule.sees_speeds else contest.runs_on
         # Types on which a job is equally fast are one type for it, as no program tells them
@@ -204,16 +226,3 @@ class _Turn:
         """Return when the next round begins, if it could change anything."""
         is_settled = (self._contest.on_type >= 0) & (self._served == self._contest.on_type)
         return np.inf if is_settled.all() else self._begin_s + self._rule.round_s
-
-
-def _shares(program: ShareProgram, contest: Contest) -> Array:
-    """Return the program's shares, or equal ones if its numbers defeat the solver."""
-    try:
-        answer = program(contest)
-    except (ValueError, ArithmeticError):
-        answer = np.full(contest.speeds.shape, np.nan)
-    grant = answer if isinstance(answer, Grant) else Grant(fractions=answer)
-    if np.isfinite(grant.fractions).all():
-        return grant.fractions
-    equal = contest.capacity / max(contest.gpus.sum(), contest.capacity.sum())
-    return np.where(contest.speeds > 0, equal, 0.0)

@@ -248,6 +248,16 @@ ClassName = Annotated[Name, StringConstraints(pattern=r"^[A-Za-z]")]
 """Begins with a letter: `--priority` takes numbers and names."""
 
 
+class SharesConfig(_Section):
+    """How policies of shares weigh things, and how long they may think."""
+
+    solve_limit_s: PositiveFloat = 5.0  # of a solve by simplex; then the last shares hold on
+    fair_within: Annotated[float, Field(ge=1.0, le=100.0)] = 1.5
+    """`lepton`: a job should take at most so many times as long as on its equal share."""
+    cost: Annotated[float, Field(ge=0.0, le=100.0)] = 0.6
+    """`lepton`: an hour on GPUs of the mean price, in hours of progress at the fair speed."""
+
+
 class DaemonConfig(_Section):
     """Everything `lepton daemon` can be told."""
 
@@ -266,6 +276,7 @@ class DaemonConfig(_Section):
     )
     priority_classes: Mapping[ClassName, PriorityClassConfig] = {}
     round_s: Annotated[float, Field(ge=10.0, le=86_400.0)] = 360.0  # of policies with turns
+    shares: SharesConfig = SharesConfig()
     cycle_s: PositiveFloat = 10.0  # the longest time between two decisions
     debounce_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.01
     dump_every_events: PositiveInt = 20_000

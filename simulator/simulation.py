@@ -5,7 +5,7 @@ Whatever happens at one moment is heard before a decision is made; then one is m
 happened that it may depend on. The same seed gives the same run, down to the last byte.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from scheduler.core.books import Books
 from scheduler.core.cycle import decide
 from scheduler.core.errors import InvalidInput, InvariantError
 from scheduler.core.events import QueuePut, RetentionPassed, commit_of
-from scheduler.core.plan import Accepted, Plan
+from scheduler.core.plan import Accepted, Granted, Plan
 from scheduler.core.ports import Policy
 from scheduler.core.snapshot import Snapshot
 from simulator.agenda import ARRIVES, DECIDES, MACHINES, Agenda
@@ -124,6 +124,7 @@ class _Simulation:
         )
         self._recorder = Recorder()
         self._books = Books()
+        self._granted: Mapping[str, Granted] = {}
         self._decides_at_s = FOREVER
         self._decided_at_s = -FOREVER
         self._aimed_at_s = -FOREVER
@@ -239,13 +240,14 @@ class _Simulation:
             return  # another one was made before
         self._decides_at_s = FOREVER
         now_s = self._decided_at_s = self._agenda.now_s
-        snapshot = self._world.engine.snapshot(now_s)
+        snapshot = self._world.engine.snapshot(now_s).with_granted(self._granted)
         self._aim(snapshot)
         plan = decide(snapshot, self._policy, books=self._books, gives_reasons=False)
         if not self._may_change():
             waiting = snapshot.waiting_rows()
             is_held = bool((snapshot.jobs.eligible_at_s[waiting] > now_s).any())
             self._n_idle = 0 if is_held else self._n_idle + 1
+        self._granted = plan.granted
         del snapshot  # or the tables would be copied before the plan is written to them
         self._n_decisions += 1
         self._commit(plan)

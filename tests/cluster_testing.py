@@ -53,7 +53,7 @@ from scheduler.core.model import (
     TaskPhase,
     Toleration,
 )
-from scheduler.core.plan import Accepted, Outcome, Plan, Rejected, Unplaced
+from scheduler.core.plan import Accepted, Granted, Outcome, Plan, Rejected, Unplaced
 from scheduler.core.ports import Policy
 from scheduler.core.records import JobRecord
 from scheduler.core.snapshot import CPU, FRACTION, GPUS, MEMORY, NodeColumns, Snapshot
@@ -178,6 +178,7 @@ class Cluster:
         self.finished: dict[str, JobRecord] = {}
         self.names: dict[JobId, str] = {}
         self.ids: dict[str, JobId] = {}
+        self.granted: Mapping[str, Granted] = {}
 
     # Time and events
 
@@ -312,10 +313,12 @@ class Cluster:
     # Decisions
 
     def snapshot(self) -> Snapshot:
-        return self.engine.snapshot(self.now_s)
+        return self.engine.snapshot(self.now_s).with_granted(self.granted)
 
     def decide(self) -> Plan:
-        return decide(self.snapshot(), self.policy)
+        plan = decide(self.snapshot(), self.policy)
+        self.granted = plan.granted
+        return plan
 
     def commit(self, plan: Plan) -> Decided:
         event = commit_of(plan, self.now_s)

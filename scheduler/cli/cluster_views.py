@@ -235,6 +235,8 @@ def _count_text(count: pb.NodeCount) -> str:
 
 
 def _outlook(told: pb.Explanation, now_s: float) -> Iterator[str]:
+    if told.note:
+        yield f"  {clean(told.note)[:1].upper()}{clean(told.note)[1:]}."
     if told.n_ahead:
         jobs = "job is" if told.n_ahead == 1 else "jobs are"
         yield f"  {told.n_ahead} waiting {jobs} served first."
@@ -276,6 +278,23 @@ def _placement_text(task: pb.Task) -> str:
     return f"{task.role}-{task.index} on {task.node}{devices}"
 
 
+def shares_lines(info: pb.ServerInfo, now_s: float) -> list[str]:
+    """Return how programs of shares do, and what one more GPU of each type is worth."""
+    lines = []
+    for shares in info.shares:
+        prices = sorted(shares.prices.items(), key=lambda item: (-item[1], item[0]))
+        worth = ", ".join(f"{name} {price:.3g}" for name, price in prices if price > 1e-9)
+        age = duration_text(max(now_s - shares.solved_at_s, 0.0))
+        solved = f", {age} ago" if shares.solved_at_s else ""
+        if shares.n_fallbacks:
+            since = f"holds on since {age} ago" if shares.solved_at_s else "all have equal ones"
+            solved = f": {since}, {shares.n_fallbacks} decisions"
+        one_more = f"; one more GPU is worth: {worth}" if worth else ""
+        queue = f"{shares.queue}: " if shares.queue else ""
+        lines.append(f"{queue}{shares.status}{solved}{one_more}")
+    return lines
+
+
 def info_lines(info: pb.ServerInfo, server: str, now_s: float) -> list[str]:
     """Return the page about the daemon."""
     state = Cell("serving", "green")
@@ -288,6 +307,7 @@ def info_lines(info: pb.ServerInfo, server: str, now_s: float) -> list[str]:
             ("Version", info.version),
             ("Up for", duration_text(now_s - info.started_at_s)),
             ("Policy", info.policy),
+            *(("Shares", line) for line in shares_lines(info, now_s)),
             ("You are", info.user),
             ("Nodes", str(info.n_nodes)),
             ("Jobs", f"{info.n_running} running, {info.n_pending} pending"),

@@ -129,14 +129,16 @@ async def _serve(config: DaemonConfig, *, journal: "Journal", clock: "Clock") ->
 
 def policy_for(config: DaemonConfig, snapshot: "Snapshot | None" = None) -> "Policy":
     """Return the policy that a configuration asks for, aimed at the jobs of the snapshot."""
-    from policies.registry import in_rounds_of, policy_named
+    from policies.registry import in_rounds_of, policy_named, weighing
     from scheduler.core.ports import Backfilling
 
     policy = policy_named(config.policy, score=config.score, snapshot=snapshot)
     others = {name: policy_named(name) for name in config.queue_policies}
     policy = replace(policy, inside={**policy.inside, **others})
+    terms = config.shares
+    policy = weighing(policy, fair_within=terms.fair_within, cost=terms.cost)
     return replace(
-        in_rounds_of(policy, config.round_s),
+        in_rounds_of(policy, config.round_s, time_limit_s=terms.solve_limit_s),
         levels=config.levels(),
         defragments=config.defragment,
         backfill=Backfilling(config.backfill.kind),

@@ -149,6 +149,7 @@ def view_lines(view: View, *, width: int | None, height: int | None) -> list[str
 
 def _summary_lines(view: View) -> list[str]:
     """Return what is used of everything, as bars."""
+    from scheduler.cli.cluster_views import shares_lines
     from scheduler.cli.terminal import styled
     from scheduler.quantities import MILLI, duration_text, memory_text, milli_text
 
@@ -170,6 +171,7 @@ def _summary_lines(view: View) -> list[str]:
         f"{info.n_running} running, {info.n_pending} waiting"
     )
     lines = [styled(head, "bold")]
+    lines += [f"shares  {line}" for line in shares_lines(info, info.now_s)]
     if info.is_degraded:
         lines.append(styled(f"reads only: {info.degraded_reason}", "red"))
     used = milli_text(gpus_milli - gpus_free)

@@ -268,7 +268,15 @@ class _Cycle:
             unplaced=self._unplaced if self._gives_reasons else {},
             expected_start_at_s=self._backfill.expected_start_at_s(),
             wake_at_s=self._wake_at_s(),
+            granted=self._round.granted if self._round is not None else {},
+            notes=self._notes(),
         )
+
+    def _notes(self) -> dict[JobId, str]:
+        if self._round is None or not self._gives_reasons:
+            return {}
+        notes = self._round.notes.items()
+        return {self._snapshot.job_at(row).id: note for row, note in notes}
 
     def foresee(self, job_id: JobId) -> float | None:
         """Return when a job that `run` left for want of room should start; None: unknown.
@@ -447,10 +455,9 @@ class _Cycle:
         if not self._gives_reasons:
             return UNTOLD
         reason = why_unplaced(self._draft.now, short)
-        kept = self._backfill.why(wants)
-        if not kept:
-            return reason
-        return replace(reason, detail=f"{reason.detail}; {kept}" if reason.detail else kept)
+        excuse = self._round.excuse if self._round is not None else ""
+        more = "; ".join(filter(None, (reason.detail, self._backfill.why(wants), excuse)))
+        return replace(reason, detail=more) if more != reason.detail else reason
 
     def _start(self, row: int, wants: tuple[Want, ...]) -> Shortfall | None:
         """Start the job on what is free; return what was missing if it does not fit."""

@@ -5,8 +5,11 @@ accepts of it comes back as an `Accepted` outcome and goes to the executor.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.core.model import Job, JobId, NodeName, StopCause, Task, TaskId
 from scheduler.core.records import JobRecord, Seat
@@ -128,6 +131,37 @@ class Resize:
     detail: str = ""  # for people: why
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Granted:
+    """What a program of shares answered last: handed from one decision to the next.
+
+    Whoever decides again and again keeps it, and puts it into the next snapshot, so that a
+    program without an answer falls back to its last one, and who was promised something keeps
+    it. It is no state: after a restart there is none, until a program answers.
+    """
+
+    status: str  # how the latest solve ended
+    solved_at_s: float  # when a program last had an answer; 0: never
+    n_fallbacks: int = 0  # decisions since then
+    job_ids: tuple[JobId, ...] = ()
+    gpu_types: tuple[str, ...] = ()
+    fractions: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    prices: tuple[float, ...] = ()  # by type: what one more GPU would change the value by
+    question: bytes = b""  # a digest of what the program was asked, if an answer may be reused
+    kept: frozenset[JobId] = frozenset()  # who was promised that a deadline will be met
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether all is equal; arrays are not compared by themselves."""
+        return isinstance(other, Granted) and all(
+            np.array_equal(getattr(self, one.name), getattr(other, one.name))
+            if one.name == "fractions"
+            else getattr(self, one.name) == getattr(other, one.name)
+            for one in fields(self)
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything one cycle decided."""
@@ -139,6 +173,10 @@ class Plan:
     unplaced: Mapping[JobId, Unplaced] = field(default_factory=dict)
     expected_start_at_s: Mapping[JobId, float] = field(default_factory=dict)
     wake_at_s: float | None = None  # when time alone would change the decision
+    granted: Mapping[str, Granted] = field(default_factory=dict)
+    """By queue, of those that name a policy of shares; empty name: the cluster's."""
+    notes: Mapping[JobId, str] = field(default_factory=dict)
+    """What the policy has to say of single jobs, for people."""
 
     @property
     def is_empty(self) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scheduler.core.events import Event
 from scheduler.core.model import DEFAULT_LEVELS, Levels, Shape, Task
-from scheduler.core.plan import Accepted, Start
+from scheduler.core.plan import Accepted, Granted, Start
 from scheduler.core.snapshot import NodeColumns, Snapshot
 
 Rows = NDArray[np.intp]
@@ -81,6 +81,12 @@ class Round:
     """Running job rows that stop in order to start again elsewhere."""
     wake_at_s: float = np.inf
     """When the next round begins; infinite: it would change nothing."""
+    granted: Mapping[str, Granted] = field(default_factory=dict)
+    """What to hand to the next decision; see `Plan.granted`."""
+    notes: Mapping[int, str] = field(default_factory=dict)
+    """By job row, what there is to say of it, for people."""
+    excuse: str = ""
+    """Why jobs are not served as they should be, for people; empty: they are."""
     are_equals_alike: bool = False
     """Whether jobs of equal gang, queue and priority may stop the same others."""
 

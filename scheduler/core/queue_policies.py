@@ -73,6 +73,9 @@ class _Together:
             moves=tuple(row for one in rounds for row in one.moves),
             wake_at_s=min(one.wake_at_s for one in rounds),
             are_equals_alike=all(one.are_equals_alike for one in rounds),
+            granted={name: last for one in rounds for name, last in one.granted.items()},
+            notes={row: note for one in rounds for row, note in one.notes.items()},
+            excuse="; ".join(dict.fromkeys(one.excuse for one in rounds if one.excuse)),
         )
 
     def _order(self, snapshot: Snapshot, rows: Rows) -> Rows:

@@ -26,7 +26,7 @@ from scheduler.core.model import (
     Shape,
     Task,
 )
-from scheduler.core.plan import Cause
+from scheduler.core.plan import Cause, Granted
 from scheduler.core.queue_rules import with_defaults
 from scheduler.core.queue_tree import QueueTree
 from scheduler.core.records import NOTHING_RECEIVED, Received, Seat, Stint
@@ -426,6 +426,7 @@ class Snapshot:
     queues: Sequence[Queue | None]  # by the number in `jobs.queue`; None: deleted
     tree: QueueTree
     queue_used: IntColumn  # [queues, resources of the tree] by live tasks, without children
+    granted: Mapping[str, Granted] = field(default_factory=dict)  # see `Plan.granted`
     origin: "Snapshot | None" = None  # of a hypothesis: keeps the tables from being reused
     mark: Mark | None = None  # what has changed before it; None: nobody wrote that down
     scope: Scope | None = None  # what a policy inside a queue sees: its own jobs only
@@ -433,6 +434,10 @@ class Snapshot:
     def in_scope(self, rows: Rows) -> Rows:
         """Return those of the rows that are in scope."""
         return rows if self.scope is None else rows[self.scope.is_mine[rows]]
+
+    def with_granted(self, granted: Mapping[str, Granted]) -> "Snapshot":
+        """Return a snapshot that knows what programs of shares answered last."""
+        return replace(self, granted=granted, origin=self)
 
     def waiting_rows(self) -> Rows:
         """Return the jobs that want tasks placed: pending ones, and services short of some."""

@@ -182,6 +182,7 @@ def explanation_message(
     n_ahead: int,
     expected_start_at_s: float | None = None,
     is_dry_run: bool = False,
+    note: str = "",
 ) -> cluster_pb2.Explanation:
     """Return why a job waits, or that nothing holds it back, with its history."""
     explanation = cluster_pb2.Explanation(
@@ -190,6 +191,7 @@ def explanation_message(
         n_ahead=n_ahead,
         expected_start_at_s=expected_start_at_s or 0.0,
         history=record.history,
+        note=note,
     )
     if unplaced is None:
         explanation.sentence = record.reason or _plainly(record)

@@ -26,7 +26,7 @@ from scheduler.core.events import (
     TaskStarted,
 )
 from scheduler.core.model import JobId
-from scheduler.core.plan import Accepted, Outcome, Rejected, Unplaced
+from scheduler.core.plan import Accepted, Granted, Outcome, Plan, Rejected, Unplaced
 from scheduler.core.ports import Executor, Policy, ReportEvent
 from scheduler.core.records import JobRecord
 from scheduler.core.snapshot import Snapshot
@@ -34,6 +34,7 @@ from scheduler.daemon.codec_views import job_message
 from scheduler.daemon.job_store import JobStore
 from scheduler.daemon.journal import Journal, JournalUnavailable
 from scheduler.daemon.metrics import Metrics
+from scheduler.daemon.solves import timed
 from scheduler.daemon.telemetry import Telemetry
 from scheduler.daemon.watch import WatchHub
 from scheduler.faults import fault
@@ -65,7 +66,6 @@ class Daemon:
     ) -> None:
         self.config = config
         self.clock = clock
-        self.policy = policy
         self.aim_policy = aim_policy  # makes it anew for the jobs there are, from time to time
         self.journal = journal
         self.engine = Engine()
@@ -74,9 +74,12 @@ class Daemon:
         self.telemetry = Telemetry()
         self.metrics = Metrics()
         self.metrics.watch_daemon(self)
+        self.use(policy)
         self.executor = make_executor(self.report)
         self.unplaced: Mapping[JobId, Unplaced] = {}
         self.expected_start_at_s: Mapping[JobId, float] = {}
+        self.notes: Mapping[JobId, str] = {}
+        self.granted: Mapping[str, Granted] = {}
         self.started_at_s = clock.now_s()
         self.news = asyncio.Event()  # something a decision may depend on has changed
         # Set when a bug leaves the state in doubt: whoever runs the daemon must end it.
@@ -94,6 +97,21 @@ class Daemon:
     def now_s(self) -> float:
         """Return the time, which never goes back and never stands still."""
         return self._time.now_s()
+
+    def use(self, policy: Policy) -> None:
+        """Decide by that policy from now on."""
+        self.policy = timed(policy, self.clock, self.metrics)
+
+    def snapshot(self) -> Snapshot:
+        """Return the cluster as it is now, with what programs of shares answered last."""
+        return self.engine.snapshot(self.now_s()).with_granted(self.granted)
+
+    def decided(self, plan: Plan, *, took_s: float) -> None:
+        """Keep what a plan says, for those who ask and for the next decision."""
+        self.unplaced, self.notes = plan.unplaced, plan.notes
+        self.expected_start_at_s = plan.expected_start_at_s
+        self.metrics.decided(plan, took_s=took_s, before=self.granted)
+        self.granted = plan.granted
 
     async def find(self, job_id: JobId) -> JobRecord | None:
         """Return a job, live or finished."""

@@ -4,7 +4,7 @@ Counters and histograms are fed as things happen; figures that the engine knows 
 nodes, GPUs) are read when somebody asks. Names end in their unit.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from scheduler.core.model import MILLI
-from scheduler.core.plan import Accepted, Outcome, Plan
+from scheduler.core.plan import Accepted, Granted, Outcome, Plan
 
 if TYPE_CHECKING:
     from scheduler.daemon.daemon import Daemon
@@ -88,6 +88,29 @@ class Metrics:
         self._finished = Counter(
             "lepton_jobs_finished", "Jobs that reached an end", ["phase"], registry=registry
         )
+        self._solve_s = Histogram(
+            "lepton_share_solve_seconds",
+            "One solve of a program of shares, in seconds",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._solves = Counter(
+            "lepton_share_solves",
+            "Solves of programs of shares, by how they ended",
+            ["status"],
+            registry=registry,
+        )
+        self._fallbacks = Counter(
+            "lepton_share_fallbacks",
+            "Decisions by earlier shares, for want of new ones",
+            registry=registry,
+        )
+        self._price = Gauge(
+            "lepton_gpu_shadow_price",
+            "What one more GPU would change the value of the program by",
+            ["queue", "type"],
+            registry=registry,
+        )
         self._rpc_s = Histogram(
             "lepton_rpc_seconds",
             "Calls with one answer, by method",
@@ -102,8 +125,16 @@ class Metrics:
             registry=registry,
         )
 
-    def decided(self, plan: Plan, *, took_s: float) -> None:
-        """Count a cycle and what it decided."""
+    def solved(self, status: str, *, took_s: float) -> None:
+        """Count a program of shares that was asked, and how that ended."""
+        self._solve_s.observe(took_s)
+        self._solves.labels(status).inc()
+
+    def decided(
+        self, plan: Plan, *, took_s: float, before: Mapping[str, Granted] | None = None
+    ) -> None:
+        """Count a cycle and what it decided; `before` is what was granted until then."""
+        self._granted(plan.granted, before or {})
         self._cycle_s.observe(took_s)
         n_binds = sum(len(placement.binds) for placement in plan.placements)
         self._decisions.labels("bind").inc(n_binds)
@@ -118,6 +149,15 @@ class Metrics:
     def policy_failed(self) -> None:
         """Count a decision that could not be made."""
         self._policy_failures.inc()
+
+    def _granted(self, now: Mapping[str, Granted], before: Mapping[str, Granted]) -> None:
+        self._price.clear()
+        for queue, granted in now.items():
+            had = before.get(queue)
+            more = granted.n_fallbacks - (0 if had is None else had.n_fallbacks)
+            self._fallbacks.inc(max(more, 0))
+            for gpu_type, price in zip(granted.gpu_types, granted.prices, strict=True):
+                self._price.labels(queue, gpu_type).set(price)
 
     def appended(self, *, n_events: int, took_s: float) -> None:
         """Count an append that became durable."""

@@ -7,6 +7,8 @@ changes; the engine drops what went stale meanwhile.
 import asyncio
 import logging
 
+import numpy as np
+
 from scheduler.core.cycle import decide
 from scheduler.core.errors import PolicyError
 from scheduler.core.events import commit_of
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 INLINE_WORK = 20_000
 """Waiting jobs times nodes up to which a decision takes a few ms and stays on the loop."""
+WORK_OF_SHARES = 100
+"""A job in a program of shares, in those units: 200 jobs are solved in some 10 ms."""
 SHORTEST_WAIT_S = 0.02
 """Between decisions that time alone brings about."""
 PAUSE_PER_DECISION = 19.0
@@ -68,11 +72,11 @@ class Planner:
         if daemon.aim_policy is None or daemon.clock.monotonic_s() < self._aim_at_s:
             return
         self._aim_at_s = daemon.clock.monotonic_s() + AIM_EVERY_S
-        daemon.policy = await asyncio.to_thread(daemon.aim_policy, snapshot)
+        daemon.use(await asyncio.to_thread(daemon.aim_policy, snapshot))
 
     async def _cycle(self) -> None:
         daemon = self._daemon
-        snapshot = daemon.engine.snapshot(daemon.now_s())
+        snapshot = daemon.snapshot()
         await self._aim(snapshot)
         start_s = daemon.clock.monotonic_s()
         try:
@@ -82,9 +86,7 @@ class Planner:
             return
         self._took_s = daemon.clock.monotonic_s() - start_s
         self._wake_at_s = plan.wake_at_s
-        daemon.unplaced = plan.unplaced
-        daemon.expected_start_at_s = plan.expected_start_at_s
-        daemon.metrics.decided(plan, took_s=self._took_s)
+        daemon.decided(plan, took_s=self._took_s)
         if not plan.is_empty:
             fault("commit.decided")
             await self._commit(plan)
@@ -99,6 +101,8 @@ class Planner:
 
     async def _decide(self, snapshot: Snapshot) -> Plan:
         work = len(snapshot.waiting_rows()) * len(snapshot.nodes.nodes)
+        if self._daemon.policy.rounds is not None:
+            work += int(np.count_nonzero(snapshot.jobs.phase >= 0)) * WORK_OF_SHARES
         if work <= INLINE_WORK:
             return decide(snapshot, self._daemon.policy)
         return await asyncio.to_thread(decide, snapshot, self._daemon.policy)

@@ -7,6 +7,7 @@ import numpy as np
 from scheduler.core.errors import InvalidInput
 from scheduler.core.events import NodeCordoned, QueueDeleted, QueuePut, QueueStateSet
 from scheduler.core.model import JobPhase, NodeName, QueueName
+from scheduler.core.plan import Granted
 from scheduler.core.queue_tree import lineage
 from scheduler.core.snapshot import PHASE_CODE
 from scheduler.daemon.codec_queues import queue_from, queue_message
@@ -188,7 +189,7 @@ class ClusterService:
     ) -> cluster_pb2.ServerInfo:
         """Say what this daemon is, how it does, and for whom it takes the caller."""
         daemon, limits = self._daemon, self._limits
-        snapshot = daemon.engine.snapshot(daemon.now_s())
+        snapshot = daemon.snapshot()
         n_of = np.bincount(snapshot.jobs.phase.clip(-1) + 1, minlength=len(PHASE_CODE) + 1)
         n_running = sum(
             n_of[PHASE_CODE[phase] + 1] for phase in (JobPhase.RUNNING, JobPhase.STOPPING)
@@ -209,7 +210,18 @@ class ClusterService:
             max_tasks_per_job=limits.max_tasks_per_job,
             max_array_size=limits.max_array_size,
             max_page_size=limits.max_page_size,
+            shares=[_shares_message(name, one) for name, one in daemon.granted.items()],
         )
+
+
+def _shares_message(queue: str, granted: Granted) -> cluster_pb2.SharesInfo:
+    return cluster_pb2.SharesInfo(
+        queue=queue,
+        status=granted.status,
+        solved_at_s=granted.solved_at_s,
+        n_fallbacks=granted.n_fallbacks,
+        prices=dict(zip(granted.gpu_types, granted.prices, strict=True)),
+    )
 
 
 def _refuse_users(call: Call, what: str) -> None:

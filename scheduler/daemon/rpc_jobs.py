@@ -111,15 +111,20 @@ class JobService:
         """Say why a job waits, how many are served before it, and when it should start."""
         record = await self._found(request.job_id)
         if record.phase not in {JobPhase.PENDING, JobPhase.SUSPENDED}:
-            return explanation_message(record, unplaced=None, n_ahead=0)
+            note = self._daemon.notes.get(record.id, "")
+            return explanation_message(record, unplaced=None, n_ahead=0, note=note)
         daemon = self._daemon
-        snapshot = daemon.engine.snapshot(daemon.now_s())
+        snapshot = daemon.snapshot()
         known = daemon.unplaced.get(record.id)
         unplaced, ahead, start_s = await asyncio.to_thread(
             _explained, snapshot, daemon.policy, record.id, known
         )
         return explanation_message(
-            record, unplaced=unplaced, n_ahead=ahead, expected_start_at_s=start_s
+            record,
+            unplaced=unplaced,
+            n_ahead=ahead,
+            expected_start_at_s=start_s,
+            note=daemon.notes.get(record.id, ""),
         )
 
     # Steering

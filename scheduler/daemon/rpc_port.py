@@ -8,9 +8,10 @@ from scheduler.config import DaemonConfig
 from scheduler.core.engine import Engine
 from scheduler.core.events import Event
 from scheduler.core.model import JobId
-from scheduler.core.plan import Accepted, Outcome, Rejected, Unplaced
+from scheduler.core.plan import Accepted, Granted, Outcome, Rejected, Unplaced
 from scheduler.core.ports import Executor, Policy
 from scheduler.core.records import JobRecord
+from scheduler.core.snapshot import Snapshot
 from scheduler.daemon.job_store import JobStore
 from scheduler.daemon.metrics import Metrics
 from scheduler.daemon.rpc_errors import CommandRefused
@@ -66,12 +67,23 @@ class DaemonPort(Protocol):
         """When jobs with promised places should start, as of the last decision."""
 
     @property
+    def notes(self) -> Mapping[JobId, str]:
+        """What the policy has to say of jobs, as of the last decision."""
+
+    @property
+    def granted(self) -> Mapping[str, Granted]:
+        """What programs of shares answered last, by queue."""
+
+    @property
     def started_at_s(self) -> float:
         """When it started."""
 
     @property
     def degraded_reason(self) -> str | None:
         """Why it serves reads only; None: it serves everything."""
+
+    def snapshot(self) -> Snapshot:
+        """Return the cluster as it is now."""
 
     def now_s(self) -> float:
         """Return the time, never before that of the last event."""

@@ -193,7 +193,7 @@ class SubmitService:
         if held_back is not None:
             return cluster_pb2.DryRunResponse(explanation=_explanation(spec, held_back, call))
         daemon = self._daemon
-        snapshot = daemon.engine.snapshot(daemon.now_s())
+        snapshot = daemon.snapshot()
         plan, victims, ahead = await asyncio.to_thread(_tried, snapshot, daemon.policy, spec)
         placement = next((p for p in plan.placements if p.job_id == DRY_RUN_ID), None)
         explanation = None
@@ -206,6 +206,7 @@ class SubmitService:
             tasks=_tasks(placement, plan.now_s) if placement is not None else (),
             preempts_job_ids=victims,
             explanation=explanation,
+            note=plan.notes.get(DRY_RUN_ID, ""),
         )
 
     def _held_back(self, spec: JobSpec) -> Unplaced | None:

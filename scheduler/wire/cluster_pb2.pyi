@@ -860,7 +860,10 @@ class DryRunResponse(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     PREEMPTS_JOB_IDS_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     starts_now: _builtins.bool
+    note: _builtins.str
+    """what the policy would say of it; empty: nothing"""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]:
         """where they would go"""
@@ -880,10 +883,11 @@ class DryRunResponse(_message.Message):
         tasks: _abc.Iterable[Global___Task] | None = ...,
         preempts_job_ids: _abc.Iterable[_builtins.str] | None = ...,
         explanation: Global___Explanation | None = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "preempts_job_ids", b"preempts_job_ids", "starts_now", b"starts_now", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "note", b"note", "preempts_job_ids", b"preempts_job_ids", "starts_now", b"starts_now", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1391,6 +1395,7 @@ class Explanation(_message.Message):
     EXPECTED_START_AT_S_FIELD_NUMBER: _builtins.int
     N_AHEAD_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     phase: Global___JobPhase.ValueType
     cause: _builtins.str
@@ -1406,6 +1411,8 @@ class Explanation(_message.Message):
     """0: unknown"""
     n_ahead: _builtins.int
     """waiting jobs that are served first"""
+    note: _builtins.str
+    """what the policy has to say of it; empty: nothing"""
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeCount]: ...
     @_builtins.property
@@ -1427,10 +1434,11 @@ class Explanation(_message.Message):
         expected_start_at_s: _builtins.float = ...,
         n_ahead: _builtins.int = ...,
         history: _abc.Iterable[_builtins.str] | None = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "counts", b"counts", "expected_start_at_s", b"expected_start_at_s", "history", b"history", "job_id", b"job_id", "n_ahead", b"n_ahead", "n_fit", b"n_fit", "n_nodes", b"n_nodes", "phase", b"phase", "role", b"role", "sentence", b"sentence", "until_s", b"until_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "counts", b"counts", "expected_start_at_s", b"expected_start_at_s", "history", b"history", "job_id", b"job_id", "n_ahead", b"n_ahead", "n_fit", b"n_fit", "n_nodes", b"n_nodes", "note", b"note", "phase", b"phase", "role", b"role", "sentence", b"sentence", "until_s", b"until_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2125,6 +2133,7 @@ class ServerInfo(_message.Message):
     MAX_TASKS_PER_JOB_FIELD_NUMBER: _builtins.int
     MAX_ARRAY_SIZE_FIELD_NUMBER: _builtins.int
     MAX_PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     started_at_s: _builtins.float
     now_s: _builtins.float
@@ -2142,6 +2151,10 @@ class ServerInfo(_message.Message):
     max_tasks_per_job: _builtins.int
     max_array_size: _builtins.int
     max_page_size: _builtins.int
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___SharesInfo]:
+        """of policies that compute some"""
+
     def __init__(
         self,
         *,
@@ -2160,11 +2173,72 @@ class ServerInfo(_message.Message):
         max_tasks_per_job: _builtins.int = ...,
         max_array_size: _builtins.int = ...,
         max_page_size: _builtins.int = ...,
+        shares: _abc.Iterable[Global___SharesInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded_reason", b"degraded_reason", "is_degraded", b"is_degraded", "max_array_size", b"max_array_size", "max_message_bytes", b"max_message_bytes", "max_page_size", b"max_page_size", "max_tasks_per_job", b"max_tasks_per_job", "n_nodes", b"n_nodes", "n_pending", b"n_pending", "n_running", b"n_running", "now_s", b"now_s", "policy", b"policy", "revision", b"revision", "started_at_s", b"started_at_s", "user", b"user", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded_reason", b"degraded_reason", "is_degraded", b"is_degraded", "max_array_size", b"max_array_size", "max_message_bytes", b"max_message_bytes", "max_page_size", b"max_page_size", "max_tasks_per_job", b"max_tasks_per_job", "n_nodes", b"n_nodes", "n_pending", b"n_pending", "n_running", b"n_running", "now_s", b"now_s", "policy", b"policy", "revision", b"revision", "shares", b"shares", "started_at_s", b"started_at_s", "user", b"user", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServerInfo: _TypeAlias = ServerInfo  # noqa: Y015
+
+@_typing.final
+class SharesInfo(_message.Message):
+    """What a program of shares answered last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PricesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    QUEUE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    SOLVED_AT_S_FIELD_NUMBER: _builtins.int
+    N_FALLBACKS_FIELD_NUMBER: _builtins.int
+    PRICES_FIELD_NUMBER: _builtins.int
+    queue: _builtins.str
+    """that names the policy; empty: the cluster's"""
+    status: _builtins.str
+    """how the latest solve ended: optimal, or what went wrong"""
+    solved_at_s: _builtins.float
+    """when there was an answer last; 0: never"""
+    n_fallbacks: _builtins.int
+    """decisions by that answer since then, for want of a new one"""
+    @_builtins.property
+    def prices(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """by GPU type: what one more would change the value by"""
+
+    def __init__(
+        self,
+        *,
+        queue: _builtins.str = ...,
+        status: _builtins.str = ...,
+        solved_at_s: _builtins.float = ...,
+        n_fallbacks: _builtins.int = ...,
+        prices: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["n_fallbacks", b"n_fallbacks", "prices", b"prices", "queue", b"queue", "solved_at_s", b"solved_at_s", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharesInfo: _TypeAlias = SharesInfo  # noqa: Y015
