@@ -82,6 +82,10 @@ class JobRows:
         self._floats = {name: array("d") for name in _FLOATS}
         self._ints = {name: array("q") for name in _INTS}
         self._texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
+        self._defaults = [
+            (column, NEVER if name in _MOMENTS else 0.0)
+            for name, column in self._floats.items()
+        ]
 
     def __len__(self) -> int:
         return len(self._ints["n_tasks"])
@@ -98,8 +102,8 @@ class JobRows:
         texts["phase"].append(JobPhase.PENDING.value)
         texts["gpu_type"].append("")
         floats = self._floats
-        for name, column in floats.items():
-            column.append(0.0 if name not in _MOMENTS else NEVER)
+        for column, value in self._defaults:
+            column.append(value)
         floats["n_gpus"][-1] = spec.total_gpu_milli / MILLI
         floats["submitted_at_s"][-1] = trace.at_s
         floats["deadline_at_s"][-1] = spec.deadline_at_s or NEVER

@@ -158,7 +158,8 @@ class _Simulation:
         agenda, until_s = self._agenda, self._settings.until_s
         while (next_s := agenda.next_at_s()) < FOREVER:
             if next_s > agenda.now_s:
-                self._note()
+                if self._recorder.is_due(agenda.now_s, next_s):
+                    self._note()
                 if self._is_over():
                     break
                 if next_s > until_s:

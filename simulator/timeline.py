@@ -26,6 +26,13 @@ class Recorder:
         self._fragmentation = array("d")
         self._by_name: tuple[dict[str, array[float]], ...] = ({}, {}, {})
 
+    def is_due(self, at_s: float, next_s: float) -> bool:
+        """Return whether the state at a moment is to be noted, if the next change is then.
+
+        Of one step only the last state is.
+        """
+        return self._step_s == 0.0 or at_s // self._step_s != next_s // self._step_s
+
     def note(
         self,
         at_s: float,
@@ -37,8 +44,8 @@ class Recorder:
         gpus_held_by_queue: Mapping[str, float],
         fragmentation: float,
     ) -> None:
-        """Write a row, over the last one if that is less than a step older."""
-        if len(self._at_s) and self._is_same_step(at_s):
+        """Write a row, over the last one if that is of the same moment."""
+        if len(self._at_s) and self._at_s[-1] == at_s:
             self._pop()
         n_rows = len(self._at_s)
         if n_rows >= MOST_ROWS:
@@ -55,12 +62,6 @@ class Recorder:
                     columns[name] = array("d", bytes(8 * n_rows))
             for name, column in columns.items():
                 column.append(values.get(name, 0.0))
-
-    def _is_same_step(self, at_s: float) -> bool:
-        last_s = self._at_s[-1]
-        if at_s == last_s:
-            return True
-        return self._step_s > 0.0 and at_s // self._step_s == last_s // self._step_s
 
     def _columns(self) -> "list[array[float] | array[int]]":
         named = [column for columns in self._by_name for column in columns.values()]

@@ -96,10 +96,7 @@ def give_all(nodes: NodeColumns, tasks: Tasks) -> list[int]:
     np.subtract.at(nodes.device_used, devices, tasks.device_amount[:, 0])
     np.add.at(nodes.device_memory_free, devices, tasks.device_amount[:, 1])
     rows = np.unique(tasks.device_node)
-    left = np.where(nodes.is_healthy[rows], MILLI - nodes.device_used[rows], 0)
-    nodes.device_free[rows] = left
-    nodes.free[rows, GPUS] = np.count_nonzero(left == MILLI, axis=1)
-    nodes.free[rows, FRACTION] = left.max(axis=1, initial=0)
+    count_all(nodes, rows)
     changed: list[int] = np.unique(tasks.node).tolist()
     return changed
 
@@ -187,13 +184,16 @@ def _book(
     nodes.n_tasks[row] += sign
     if devices:
         amount, memory_mib = _per_device(nodes, row, shape)
-        used = nodes.device_used[row]
-        memory_free = nodes.device_memory_free[row]
         nodes.n_by_width[row, min(shape.gpus, N_WIDTHS - 1)] += sign
+        # Plain integers: a node has a handful of devices, and numpy is slow on so few.
+        used = nodes.device_used[row].tolist()
+        memory_free = nodes.device_memory_free[row].tolist()
         for device in devices:
             used[device] += sign * amount
             memory_free[device] -= sign * memory_mib
-        count_devices(nodes, row)
+        nodes.device_used[row] = used
+        nodes.device_memory_free[row] = memory_free
+        _count(nodes, row, used)
 
 
 def _per_device(nodes: NodeColumns, row: int, shape: Shape) -> tuple[int, int]:
@@ -205,10 +205,21 @@ def _per_device(nodes: NodeColumns, row: int, shape: Shape) -> tuple[int, int]:
 
 def count_devices(nodes: NodeColumns, row: int) -> None:
     """Derive what the node's devices can still give from what is taken and healthy."""
-    # Plain integers: a node has a handful of devices, and numpy is slow on so few.
-    devices = zip(nodes.is_healthy[row].tolist(), nodes.device_used[row].tolist(), strict=True)
-    left = [MILLI - used if is_healthy else 0 for is_healthy, used in devices]
+    _count(nodes, row, nodes.device_used[row].tolist())
+
+
+def _count(nodes: NodeColumns, row: int, used: list[int]) -> None:
+    devices = zip(nodes.is_healthy[row].tolist(), used, strict=True)
+    left = [MILLI - taken if is_healthy else 0 for is_healthy, taken in devices]
     nodes.device_free[row] = left
     free = nodes.free[row]
     free[GPUS] = left.count(MILLI)
     free[FRACTION] = max(left, default=0)
+
+
+def count_all(nodes: NodeColumns, rows: Rows) -> None:
+    """Derive for many nodes what their devices can still give."""
+    left = np.where(nodes.is_healthy[rows], MILLI - nodes.device_used[rows], 0)
+    nodes.device_free[rows] = left
+    nodes.free[rows, GPUS] = np.count_nonzero(left == MILLI, axis=1)
+    nodes.free[rows, FRACTION] = left.max(axis=1, initial=0)

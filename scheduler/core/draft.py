@@ -149,24 +149,12 @@ class Space:
 
         What was booked here meanwhile is forgotten. The nodes and their flags are the same.
         """
+        touched = set(self._changed[self._n_kept :]).union(rows)
         if len(self._changed) > CHANGES_KEPT:
-            touched = set(self._changed[self._n_kept :]).union(rows)
             self._changed.clear()
             self._candidates.clear()
-            self._n_kept = 0
-        else:
-            touched = set(self._changed[self._n_kept :]).union(rows)
         if touched:
-            index = np.array(sorted(touched), np.intp)
-            mine = self.nodes
-            mine.free[index] = nodes.free[index]
-            mine.device_free[index] = nodes.device_free[index]
-            mine.device_used[index] = nodes.device_used[index]
-            mine.device_memory_free[index] = nodes.device_memory_free[index]
-            mine.n_tasks[index] = nodes.n_tasks[index]
-            mine.n_by_width[index] = nodes.n_by_width[index]
-            for row in index.tolist():
-                self._note(row)
+            self.follow(nodes, touched)
         self._n_kept = len(self._changed)
 
     @property
@@ -317,18 +305,14 @@ class Space:
 
     def lower_to(self, other: "Space", rows: Iterable[int]) -> None:
         """Offer on these rows at most what the other books offer."""
-        mine, theirs = self.nodes, other.nodes
-        for row in sorted(rows):
-            np.minimum(mine.free[row], theirs.free[row], out=mine.free[row])
-            np.maximum(
-                mine.device_used[row], theirs.device_used[row], out=mine.device_used[row]
-            )
-            np.minimum(
-                mine.device_memory_free[row],
-                theirs.device_memory_free[row],
-                out=mine.device_memory_free[row],
-            )
-            capacity.count_devices(mine, row)
+        mine, theirs, at = self.nodes, other.nodes, np.array(sorted(rows), np.intp)
+        mine.free[at] = np.minimum(mine.free[at], theirs.free[at])
+        mine.device_used[at] = np.maximum(mine.device_used[at], theirs.device_used[at])
+        mine.device_memory_free[at] = np.minimum(
+            mine.device_memory_free[at], theirs.device_memory_free[at]
+        )
+        capacity.count_all(mine, at)
+        for row in at.tolist():
             self._note(row)
 
     def close(self, rows: set[int]) -> None:
@@ -341,16 +325,17 @@ class Space:
         for row in closed:
             self._note(row)
 
-    def follow(self, other: "Space", row: int) -> None:
-        """Offer on this row what the other books offer."""
-        mine, theirs = self.nodes, other.nodes
-        mine.free[row] = theirs.free[row]
-        mine.device_free[row] = theirs.device_free[row]
-        mine.device_used[row] = theirs.device_used[row]
-        mine.device_memory_free[row] = theirs.device_memory_free[row]
-        mine.n_tasks[row] = theirs.n_tasks[row]
-        mine.n_by_width[row] = theirs.n_by_width[row]
-        self._note(row)
+    def follow(self, nodes: NodeColumns, rows: Iterable[int]) -> None:
+        """Offer on these rows what other books of the same nodes offer."""
+        mine, at = self.nodes, np.array(sorted(rows), np.intp)
+        mine.free[at] = nodes.free[at]
+        mine.device_free[at] = nodes.device_free[at]
+        mine.device_used[at] = nodes.device_used[at]
+        mine.device_memory_free[at] = nodes.device_memory_free[at]
+        mine.n_tasks[at] = nodes.n_tasks[at]
+        mine.n_by_width[at] = nodes.n_by_width[at]
+        for row in at.tolist():
+            self._note(row)
 
     def _scores(self, shape: Shape) -> FloatColumn:
         known = self._candidates.get(shape)
@@ -498,7 +483,7 @@ class Draft:
         """Return the books of now as they would be without promises."""
         return self._tiers[0].now
 
-    def _derive(self, nodes: Iterable[int], above: int = 0, but: Space | None = None) -> None:
+    def _derive(self, nodes: set[int], above: int = 0, but: Space | None = None) -> None:
         """Work out again what the tiers above that one offer on these nodes."""
         least = self._tiers[0]
         for number in range(above + 1, len(self._tiers)):
@@ -506,11 +491,10 @@ class Draft:
             for space, source in ((tier.now, least.now), (tier.later, least.later)):
                 if space is None or source is None or space is but:
                     continue
-                for node in nodes:
-                    space.follow(source, node)
-                    for promise in promises:
-                        if node in promise.nodes:
-                            space.lower_to(promise.books, (node,))
+                space.follow(source.nodes, nodes)
+                for promise in promises:
+                    if not promise.nodes.isdisjoint(nodes):
+                        space.lower_to(promise.books, promise.nodes.intersection(nodes))
 
     # Bookings
 

@@ -86,7 +86,9 @@ class Lifecycle:
         """Note that a task's process runs."""
         started_at_s = max(self._at_s, task.bound_at_s)
         self._move_task(record, task, TaskPhase.RUNNING, started_at_s=started_at_s)
-        self.publish(record)
+        record.revision = self._state.revision
+        self._state.sync_tasks(record)
+        self._changes.jobs[record.id] = None
 
     def task_ended(
         self,

@@ -225,6 +225,11 @@ class ClusterState:
             else NEVER_S
         )
 
+    def sync_tasks(self, record: JobRecord) -> None:
+        """Write the record's live tasks to the table, after one of them began to run."""
+        live = tuple([t for t in record.tasks.values() if not t.phase.is_final])
+        self._jobs().tasks[self._row_of[record.id]] = live
+
     def is_overdue(self, record: JobRecord, at_s: float) -> bool:
         """Return whether a running job is at its time limit."""
         return bool(self._job_table.deadline_at_s[self._row_of[record.id]] <= at_s)
@@ -233,6 +238,8 @@ class ClusterState:
         """Forget a job that has ended, but for its outcome."""
         jobs, row = self._jobs(), self._row_of.pop(record.id)
         jobs.phase[row] = -1
+        jobs.n_stopping[row] = jobs.n_missing[row] = jobs.gpu_milli[row] = 0
+        jobs.deadline_at_s[row] = NEVER_S
         jobs.jobs[row] = None
         jobs.tasks[row] = ()
         jobs.received[row] = NOTHING_RECEIVED
