@@ -14,6 +14,7 @@ from scheduler.core.errors import InvalidInput
 from scheduler.core.model import JobPhase
 from simulator.presets import PRESETS, preset
 from simulator.reproduction.statistics import PUBLISHED, compare, statistics
+from simulator.samples import SAMPLE, sample_jobs
 from simulator.synthetic import (
     Ending,
     Workload,
@@ -22,6 +23,7 @@ from simulator.synthetic import (
     mean_gpu_s,
     scaled_to,
 )
+from simulator.traces import read_trace
 from simulator.traces.own import encode_job
 
 DAY_S = 86_400.0
@@ -131,3 +133,13 @@ def test_a_workload_that_cannot_be_is_refused_by_field(change, field):
         next(generate(STEADY, seed=0))
     with pytest.raises(InvalidInput, match="'x' is none of philly"):
         preset("x")
+
+
+def test_the_sample_that_ships_is_what_its_recipe_makes():
+    made, stored = list(sample_jobs()), list(read_trace(SAMPLE))
+    assert [job.key for job in stored] == [job.key for job in made]
+    assert [job.spec.roles for job in stored] == [job.spec.roles for job in made]
+    assert [job.at_s for job in stored] == pytest.approx([job.at_s for job in made])
+    assert [job.behaviour.work for job in stored] == pytest.approx(
+        [job.behaviour.work for job in made]
+    )

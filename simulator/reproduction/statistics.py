@@ -14,7 +14,7 @@ import numpy as np
 from scheduler.core.model import MILLI, JobPhase
 from simulator.presets import PRESETS
 from simulator.synthetic import Workload, generate, gpu_s_by_ending
-from simulator.workload import Steady, TraceJob
+from simulator.workload import FOREVER, Steady, TraceJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +105,13 @@ _GPU_TIME = {
 
 
 def statistics(jobs: Iterable[TraceJob]) -> Statistics:
-    """Return the figures of jobs whose run time is known, of those with GPUs."""
+    """Return the figures of jobs whose run time is known and ends, of those with GPUs."""
     rows = [
         (job.behaviour.work, job.spec.total_gpu_milli / MILLI, job.ends_as)
         for job in jobs
-        if isinstance(job.behaviour, Steady) and job.spec.total_gpu_milli
+        if isinstance(job.behaviour, Steady)
+        and job.behaviour.work < FOREVER
+        and job.spec.total_gpu_milli
     ]
     if not rows:
         raise ValueError("there are no jobs with GPUs")
