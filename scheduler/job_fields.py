@@ -151,7 +151,8 @@ class TaskFields(_Entry):
         int | None, Field(ge=1, le=MOST, description="start with at least these; default: all")
     ] = None
     max_tasks: Annotated[
-        int | None, Field(ge=1, le=MOST, description="the most an update may ask for")
+        int | None,
+        Field(ge=1, le=MOST, description="the most an update may ask for, or it grows to"),
     ] = None
     cpus: Annotated[Cpus | None, Field(description="per task; default 1")] = None
     memory: Annotated[Memory, Field(description="per task")] = 0
@@ -232,6 +233,22 @@ class JobEntry(TaskFields):
     total_work: Annotated[
         float, Field(ge=0.0, description="in units of throughput times seconds; 0: unknown")
     ] = 0.0
+    elastic: Annotated[
+        bool,
+        Field(
+            description="the scheduler sizes it between min_tasks and max_tasks: up while GPUs"
+            " are idle, down for others"
+        ),
+    ] = False
+    resize_cooldown: Annotated[
+        Duration | None, Field(description="between two resizes of its; default 10m")
+    ] = None
+    scaling: Annotated[
+        dict[Annotated[int, Field(ge=1, le=MOST)], Annotated[float, Field(gt=0.0)]],
+        Field(
+            description="work per second by number of tasks, in any unit; none: proportional"
+        ),
+    ] = Field(default_factory=dict)
     deadline: Moment = 0.0
     topology_required: Annotated[
         str,

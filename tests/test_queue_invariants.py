@@ -24,6 +24,7 @@ from scheduler.core.model import (
     QueuePreemption,
     StopCause,
     Task,
+    TaskId,
 )
 from scheduler.core.plan import Accepted, Eviction, Plan
 from scheduler.core.records import JobRecord
@@ -118,13 +119,13 @@ class Tenants:
             use[f"gpu_milli:{node.node.gpu_type}"] += shape.total_gpu_milli
         return +use
 
-    def used(self, but: Iterable[JobId] = ()) -> dict[QueueName, Use]:
+    def used(self, but: Iterable[TaskId] = ()) -> dict[QueueName, Use]:
         use: dict[QueueName, Use] = {name: Counter() for name in self.queues}
+        gone = set(but)
         for record in self.cluster.engine.jobs():
-            if record.id not in set(but):
-                held = self.held(record)
-                for queue in self.line(record.job.spec.queue):
-                    use[queue.name].update(held)
+            held = self.held(record, [t for t in record.live_tasks() if t.id not in gone])
+            for queue in self.line(record.job.spec.queue):
+                use[queue.name].update(held)
         return use
 
     def check_books(self) -> None:
@@ -243,13 +244,13 @@ class Tenants:
     def check_evictions(self, plan: Plan) -> None:
         """Nobody outside the line of who asked is cut below what counted for whom it was."""
         jobs = {record.id: record for record in self.cluster.engine.jobs()}
-        evicted: list[JobId] = []
+        evicted: list[TaskId] = []
         at_home: set[QueueName] = set()  # these make room for their own, as priorities say
         for eviction in plan.evictions:
             assert eviction.cause is StopCause.PREEMPTED
             victim, asker = jobs[eviction.job_id], jobs[_asker(eviction)]
             assert victim.job.spec.preemptible
-            evicted.append(victim.id)
+            evicted += eviction.tasks
             if victim.job.spec.queue == asker.job.spec.queue:
                 at_home.update(q.name for q in self.line(victim.job.spec.queue))
                 assert victim.job.spec.priority < asker.job.spec.priority

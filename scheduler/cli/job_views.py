@@ -301,6 +301,7 @@ def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, Cell | str]]:
     yield "Weight", f"{spec.weight:g}" if spec.HasField("weight") and spec.weight != 1 else ""
     yield "Throughput", ", ".join(f"{t} {n:g}" for t, n in sorted(spec.throughputs.items()))
     yield "Total work", f"{spec.total_work:g}" if spec.total_work else ""
+    yield "Elastic", _elastic(spec)
     yield "Topology", _topology(spec)
     if spec.deadline_at_s:
         yield "Deadline", moment_text(spec.deadline_at_s, now_s)
@@ -313,6 +314,14 @@ def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, Cell | str]]:
         yield f"Role {role.name}", _role_sentence(role)
         yield "  command", shlex.join(role.launch.command)
         yield "  in", role.launch.working_dir
+
+
+def _elastic(spec: pb.JobSpec) -> str:
+    if not spec.elastic:
+        return ""
+    points = ", ".join(f"{n:g} with {tasks}" for tasks, n in sorted(spec.scaling.items()))
+    cooldown = f"resized at most every {duration_text(spec.resize_cooldown_s)}"
+    return f"{cooldown}; work per second: {points}" if points else cooldown
 
 
 def _topology(spec: pb.JobSpec) -> str:
@@ -334,6 +343,8 @@ def _phase_sentence(job: pb.Job, now_s: float) -> Cell:
         notes.append(f"attempt {job.attempt}")
     if job.preemptions:
         notes.append(f"preempted {_times(job.preemptions)}")
+    if job.resizes:
+        notes.append(f"resized {_times(job.resizes)}")
     if job.failures:
         notes.append(f"failed {_times(job.failures)}")
     return Cell(f"{text} ({', '.join(notes)})" if notes else text, cell.style)

@@ -31,6 +31,9 @@ class SpecOptions:
     weight: float | None = None
     throughputs: Sequence[str] = ()
     total_work: float | None = None
+    elastic: bool | None = None
+    resize_cooldown_s: float | None = None
+    scaling: Sequence[str] = ()
     topology_required: str | None = None
     topology_preferred: str | None = None
     topology_balanced: bool | None = None
@@ -46,6 +49,7 @@ class SpecOptions:
     # of each task
     tasks: int | None = None
     min_tasks: int | None = None
+    max_tasks: int | None = None
     gpu_milli: int | None = None
     gpu_types: Sequence[str] = ()
     gpu_memory_mib: int | None = None
@@ -79,6 +83,8 @@ class SpecOptions:
             ("min_runtime_s", self.min_runtime_s),
             ("weight", self.weight),
             ("total_work", self.total_work),
+            ("elastic", self.elastic),
+            ("resize_cooldown_s", self.resize_cooldown_s),
             ("topology_required", self.topology_required),
             ("topology_preferred", self.topology_preferred),
             ("topology_balanced", self.topology_balanced),
@@ -104,16 +110,33 @@ class SpecOptions:
             except ValueError:
                 rule = f"{speed!r} is no number: write TYPE=NUMBER"
                 raise typer.BadParameter(rule, param_hint="--throughput") from None
+        for n_tasks, speed in pairs(self.scaling, "--scaling").items():
+            try:
+                spec.scaling[int(n_tasks)] = float(speed)
+            except ValueError:
+                rule = f"{n_tasks}={speed}: write TASKS=NUMBER"
+                raise typer.BadParameter(rule, param_hint="--scaling") from None
 
     def _says_something_of_tasks(self) -> bool:
-        some = (self.tasks, self.min_tasks, self.gpu_milli, self.gpu_memory_mib, self.cpu_milli)
+        some = (
+            self.tasks,
+            self.min_tasks,
+            self.max_tasks,
+            self.gpu_milli,
+            self.gpu_memory_mib,
+            self.cpu_milli,
+        )
         rest = (self.memory_mib, self.working_dir, self.image)
         return any(value is not None for value in (*some, *rest)) or any(
             (self.gpu_types, self.node_labels, self.env)
         )
 
     def _apply_to_role(self, role: pb.Role) -> None:
-        for field, count in (("count", self.tasks), ("min_count", self.min_tasks)):
+        for field, count in (
+            ("count", self.tasks),
+            ("min_count", self.min_tasks),
+            ("max_count", self.max_tasks),
+        ):
             if count is not None:
                 setattr(role, field, count)
         if self.tasks is not None and role.HasField("max_count"):

@@ -121,6 +121,10 @@ def submit(
         int | None,
         typer.Option(min=1, max=MOST, metavar="N", help="Start with at least so many."),
     ] = None,
+    max_tasks: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST, metavar="N", help="May grow to so many."),
+    ] = None,
     queue: Annotated[
         str | None,
         typer.Option(
@@ -209,6 +213,20 @@ def submit(
     ] = None,
     total_work: Annotated[
         float | None, typer.Option(min=0.0, metavar="N", help="Work until its end.")
+    ] = None,
+    elastic: Annotated[
+        bool | None,
+        typer.Option(
+            "--elastic", help="Grows to --max-tasks while GPUs are idle, shrinks for others."
+        ),
+    ] = None,
+    resize_cooldown: Annotated[
+        float | None,
+        typer.Option(parser=parse_duration_s, metavar="TIME", help="Between two resizes."),
+    ] = None,
+    scaling: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASKS=N", help="Work a second with so many (repeatable)."),
     ] = None,
     topology_required: Annotated[
         str | None,
@@ -313,6 +331,9 @@ def submit(
         weight=weight,
         throughputs=throughput or (),
         total_work=total_work,
+        elastic=elastic,
+        resize_cooldown_s=resize_cooldown,
+        scaling=scaling or (),
         topology_required=topology_required,
         topology_preferred=topology_preferred,
         topology_balanced=topology_balanced,
@@ -327,6 +348,7 @@ def submit(
         labels=label or (),
         tasks=tasks,
         min_tasks=min_tasks,
+        max_tasks=max_tasks,
         gpu_milli=gpus if gpus is not None else gpu_fraction,
         gpu_types=gpu_type or (),
         gpu_memory_mib=gpu_memory,

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from scheduler.core.errors import InvalidInput
 from scheduler.core.model import (
+    RESIZE_COOLDOWN_S,
     Dependency,
     DependencyKind,
     JobId,
@@ -91,6 +92,9 @@ def spec_from(message: cluster_pb2.JobSpec, limits: Limits) -> JobSpec:
         raise InvalidInput("array_size", rule)
     grace_s = message.grace_s if message.HasField("grace_s") else DEFAULT_GRACE_S
     backoff_s = message.backoff_s if message.HasField("backoff_s") else DEFAULT_BACKOFF_S
+    cooldown_s = RESIZE_COOLDOWN_S
+    if message.HasField("resize_cooldown_s"):
+        cooldown_s = message.resize_cooldown_s
     longest_s = limits.max_duration_s
     return JobSpec(
         name=check_name("name", message.name, limits.max_job_name_length),
@@ -123,6 +127,9 @@ def spec_from(message: cluster_pb2.JobSpec, limits: Limits) -> JobSpec:
         throughputs=_throughputs(message, limits) if message.throughputs else (),
         deadline_at_s=check_seconds("deadline_at_s", message.deadline_at_s, limits.max_epoch_s),
         total_work=check_amount("total_work", message.total_work, least=0.0),
+        elastic=_elastic(message, roles),
+        resize_cooldown_s=check_seconds("resize_cooldown_s", cooldown_s, longest_s),
+        scaling=_scaling(message, limits) if message.scaling else (),
         topology_required=_level("topology_required", message.topology_required, limits),
         topology_preferred=_level("topology_preferred", message.topology_preferred, limits),
         topology_balanced=_balanced(message),
@@ -150,6 +157,23 @@ def _balanced(message: cluster_pb2.JobSpec) -> bool:
         rule = "needs topology_required or topology_preferred, within which it balances"
         raise InvalidInput("topology_balanced", rule)
     return message.topology_balanced
+
+
+def _elastic(message: cluster_pb2.JobSpec, roles: tuple[Role, ...]) -> bool:
+    if message.elastic and all(role.min_count == role.max_count for role in roles):
+        rule = "needs a role whose max_count is more than its min_count"
+        raise InvalidInput("elastic", rule)
+    return message.elastic
+
+
+def _scaling(message: cluster_pb2.JobSpec, limits: Limits) -> tuple[tuple[int, float], ...]:
+    check_count("scaling", len(message.scaling), limits.max_scaling_points)
+    for n_tasks, speed in message.scaling.items():
+        if not 1 <= n_tasks <= limits.max_tasks_per_job:
+            rule = f"must be of 1 to {limits.max_tasks_per_job} tasks"
+            raise InvalidInput(f"scaling[{n_tasks}]", rule)
+        check_amount(f"scaling[{n_tasks}]", speed)
+    return tuple(sorted(message.scaling.items()))
 
 
 def _spread(message: cluster_pb2.JobSpec) -> float:

@@ -72,6 +72,9 @@ def spec_message(spec: JobSpec) -> cluster_pb2.JobSpec:
         throughputs=dict(spec.throughputs),
         deadline_at_s=spec.deadline_at_s,
         total_work=spec.total_work,
+        elastic=spec.elastic,
+        resize_cooldown_s=spec.resize_cooldown_s,
+        scaling=dict(spec.scaling),
         topology_required=spec.topology_required,
         topology_preferred=spec.topology_preferred,
         topology_balanced=spec.topology_balanced,
@@ -146,6 +149,7 @@ def job_message(
         exit_code=record.exit_code,
         tasks=[task_message(task) for task in record.tasks.values()],
         revision=record.revision,
+        resizes=record.resizes,
     )
 
 

@@ -410,6 +410,26 @@ class JobSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ScalingEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
@@ -435,6 +455,9 @@ class JobSpec(_message.Message):
     TOTAL_WORK_FIELD_NUMBER: _builtins.int
     PRIORITY_CLASS_FIELD_NUMBER: _builtins.int
     MAY_PREEMPT_FIELD_NUMBER: _builtins.int
+    ELASTIC_FIELD_NUMBER: _builtins.int
+    RESIZE_COOLDOWN_S_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
     TOPOLOGY_REQUIRED_FIELD_NUMBER: _builtins.int
     TOPOLOGY_PREFERRED_FIELD_NUMBER: _builtins.int
     TOPOLOGY_BALANCED_FIELD_NUMBER: _builtins.int
@@ -472,6 +495,12 @@ class JobSpec(_message.Message):
     """as the daemon's configuration names them; instead of priority"""
     may_preempt: _builtins.bool
     """stops others, where policy and queue allow it; default true"""
+    elastic: _builtins.bool
+    """The scheduler sizes roles between their min_count and max_count: up while GPUs are idle, down
+    for others.
+    """
+    resize_cooldown_s: _builtins.float
+    """between two resizes of its; default 600"""
     topology_required: _builtins.str
     """Levels of the topology: nvlink, host, or one that the daemon's configuration names.
     one domain of it holds all tasks; empty: none
@@ -491,6 +520,10 @@ class JobSpec(_message.Message):
         """Work per second of the whole gang by GPU type; a type that is not named cannot run it.
         Empty: every type alike.
         """
+
+    @_builtins.property
+    def scaling(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Work per second, in any unit, by number of tasks. Empty: proportional to them."""
 
     def __init__(
         self,
@@ -520,13 +553,16 @@ class JobSpec(_message.Message):
         total_work: _builtins.float = ...,
         priority_class: _builtins.str = ...,
         may_preempt: _builtins.bool | None = ...,
+        elastic: _builtins.bool = ...,
+        resize_cooldown_s: _builtins.float | None = ...,
+        scaling: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
         topology_required: _builtins.str = ...,
         topology_preferred: _builtins.str = ...,
         topology_balanced: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_weight", b"_weight", "backoff_s", b"backoff_s", "grace_s", b"grace_s", "may_preempt", b"may_preempt", "preemptible", b"preemptible", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_resize_cooldown_s", b"_resize_cooldown_s", "_weight", b"_weight", "backoff_s", b"backoff_s", "grace_s", b"grace_s", "may_preempt", b"may_preempt", "preemptible", b"preemptible", "resize_cooldown_s", b"resize_cooldown_s", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_weight", b"_weight", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "deadline_at_s", b"deadline_at_s", "dependencies", b"dependencies", "expected_run_s", b"expected_run_s", "expected_run_spread", b"expected_run_spread", "grace_s", b"grace_s", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "may_preempt", b"may_preempt", "min_runtime_s", b"min_runtime_s", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "priority_class", b"priority_class", "queue", b"queue", "roles", b"roles", "start_after_s", b"start_after_s", "suspended", b"suspended", "throughputs", b"throughputs", "time_limit_s", b"time_limit_s", "topology_balanced", b"topology_balanced", "topology_preferred", b"topology_preferred", "topology_required", b"topology_required", "total_work", b"total_work", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_resize_cooldown_s", b"_resize_cooldown_s", "_weight", b"_weight", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "deadline_at_s", b"deadline_at_s", "dependencies", b"dependencies", "elastic", b"elastic", "expected_run_s", b"expected_run_s", "expected_run_spread", b"expected_run_spread", "grace_s", b"grace_s", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "may_preempt", b"may_preempt", "min_runtime_s", b"min_runtime_s", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "priority_class", b"priority_class", "queue", b"queue", "resize_cooldown_s", b"resize_cooldown_s", "roles", b"roles", "scaling", b"scaling", "start_after_s", b"start_after_s", "suspended", b"suspended", "throughputs", b"throughputs", "time_limit_s", b"time_limit_s", "topology_balanced", b"topology_balanced", "topology_preferred", b"topology_preferred", "topology_required", b"topology_required", "total_work", b"total_work", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__backoff_s: _TypeAlias = _typing.Literal["backoff_s"]  # noqa: Y015
     _WhichOneofArgType__backoff_s: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s"]  # noqa: Y015
@@ -536,6 +572,8 @@ class JobSpec(_message.Message):
     _WhichOneofArgType__may_preempt: _TypeAlias = _typing.Literal["_may_preempt", b"_may_preempt"]  # noqa: Y015
     _WhichOneofReturnType__preemptible: _TypeAlias = _typing.Literal["preemptible"]  # noqa: Y015
     _WhichOneofArgType__preemptible: _TypeAlias = _typing.Literal["_preemptible", b"_preemptible"]  # noqa: Y015
+    _WhichOneofReturnType__resize_cooldown_s: _TypeAlias = _typing.Literal["resize_cooldown_s"]  # noqa: Y015
+    _WhichOneofArgType__resize_cooldown_s: _TypeAlias = _typing.Literal["_resize_cooldown_s", b"_resize_cooldown_s"]  # noqa: Y015
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
     @_typing.overload
@@ -546,6 +584,8 @@ class JobSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__may_preempt) -> _WhichOneofReturnType__may_preempt | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__preemptible) -> _WhichOneofReturnType__preemptible | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resize_cooldown_s) -> _WhichOneofReturnType__resize_cooldown_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
@@ -640,6 +680,7 @@ class Job(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    RESIZES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     phase: Global___JobPhase.ValueType
     submitter: _builtins.str
@@ -670,6 +711,8 @@ class Job(_message.Message):
     """of the job: the first task that failed, else 0"""
     revision: _builtins.int
     """of its last change"""
+    resizes: _builtins.int
+    """by the scheduler itself"""
     @_builtins.property
     def spec(self) -> Global___JobSpec: ...
     @_builtins.property
@@ -701,10 +744,11 @@ class Job(_message.Message):
         exit_code: _builtins.int | None = ...,
         tasks: _abc.Iterable[Global___Task] | None = ...,
         revision: _builtins.int = ...,
+        resizes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "array_id", b"array_id", "array_index", b"array_index", "attempt", b"attempt", "ended_at_s", b"ended_at_s", "exit_code", b"exit_code", "expected_start_at_s", b"expected_start_at_s", "failures", b"failures", "first_started_at_s", b"first_started_at_s", "gpu_s", b"gpu_s", "id", b"id", "last_started_at_s", b"last_started_at_s", "lost_gpu_s", b"lost_gpu_s", "phase", b"phase", "preemptions", b"preemptions", "ran_s", b"ran_s", "reason", b"reason", "revision", b"revision", "spec", b"spec", "submitted_at_s", b"submitted_at_s", "submitter", b"submitter", "tasks", b"tasks", "waited_s", b"waited_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "array_id", b"array_id", "array_index", b"array_index", "attempt", b"attempt", "ended_at_s", b"ended_at_s", "exit_code", b"exit_code", "expected_start_at_s", b"expected_start_at_s", "failures", b"failures", "first_started_at_s", b"first_started_at_s", "gpu_s", b"gpu_s", "id", b"id", "last_started_at_s", b"last_started_at_s", "lost_gpu_s", b"lost_gpu_s", "phase", b"phase", "preemptions", b"preemptions", "ran_s", b"ran_s", "reason", b"reason", "resizes", b"resizes", "revision", b"revision", "spec", b"spec", "submitted_at_s", b"submitted_at_s", "submitter", b"submitter", "tasks", b"tasks", "waited_s", b"waited_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
