@@ -167,6 +167,8 @@ JOBS = st.builds(
         Steady, work=st.one_of(FLOATS, st.just(FOREVER)), n_tasks=st.integers(1, 9)
     ),
     key=st.text(max_size=8),
+    startup_s=FLOATS,
+    save_s=st.one_of(FLOATS, st.just(FOREVER)),
     ends_as=st.sampled_from([JobPhase.SUCCEEDED, JobPhase.FAILED, JobPhase.CANCELLED]),
 )
 
@@ -181,23 +183,31 @@ def test_any_job_survives_being_written(job):
     ("line", "what"),
     [
         ("{", "truncated"),
-        ("[]", "a job is an object"),
-        ('{"at_s": 0}', "behaviour: must be an object"),
-        ('{"behaviour": {"kind": "odd"}}', "behaviour.kind: one of "),
-        ('{"behaviour": {"kind": "steady", "work": -1}}', "behaviour.work: must not"),
-        ('{"behaviour": {"kind": "steady"}}', "missing required field `work`"),
-        ('{"behaviour": {"kind": "steady", "wrok": 1}}', "behaviour.wrok: there is no such"),
-        ("{%s}", "spec: must be an object"),
+        ("[]", "Expected `object`, got `array`"),
+        ('{"at_s": 0}', "missing required field `spec`"),
+        ('{%o, "behaviour": {"kind": "odd"}}', "behaviour.kind: one of "),
+        ('{%o, "behaviour": 3}', "Expected `object`, got `int`"),
+        ('{%o, "behaviour": {"kind": "steady", "work": -1}}', "behaviour.work: must not"),
+        ('{%o, "behaviour": {"kind": "steady"}}', "behaviour: Object missing required field"),
+        ('{%o, "behaviour": {"kind": "steady", "wrok": 1}}', "unknown field `wrok`"),
         ('{%s, "spec": {"roles": []}, "at_s": 0}', "missing required field `name`"),
         ('{%s, "spec": {"name": "a", "roles": []}, "at_s": 0}', "spec.roles: a job has at"),
-        ('{%s, "spec": {"name": "a", "rols": []}, "at_s": 0}', "spec.rols: there is no such"),
-        ('{%s, "spec": {"name": "a", "roles": [{"name": 3}]}, "at_s": 0}', "$.roles[0].name"),
         (
-            '{%s, "spec": {"name": "a", "roles": [{"shape": {"gpu": 3}}]}}',
-            "spec.roles[0].shape.gpu: there is no such field",
+            '{%s, "spec": {"name": "a", "rols": []}, "at_s": 0}',
+            "unknown field `rols` - at `$.s",
+        ),
+        ('{%s, "spec": {"name": "a", "roles": [{"name": 3}]}, "at_s": 0}', "`$[0].name`"),
+        (
+            '{%s, "at_s": 0, "spec": {"name": "a", "roles": [{"name": "w",'
+            ' "shape": {"gpu": 3}}]}}',
+            "spec.roles: Object contains unknown field `gpu` - at `$[0].shape`",
         ),
         ('{%s, "spec": {"name": "a", "roles": [{"name": "w"}]}}', "required field `at_s`"),
-        ('{%s, "spec": {"name": "a", "roles": [{"name": "w"}]}, "at": 1}', "at: there is no"),
+        (
+            '{%s, "spec": {"name": "a", "roles": [{"name": "w"}]}, "at": 1}',
+            "unknown field `at`",
+        ),
+        ('{%o, %s, "save_s": -1}', "save_s: must not be negative"),
         (
             '{%s, "spec": {"name": "a", "roles": [{"name": "w"}]}, "at_s": 1,'
             ' "ends_as": "running"}',
@@ -207,8 +217,11 @@ def test_any_job_survives_being_written(job):
 )
 def test_a_malformed_job_of_our_own_is_refused_by_line_and_field(tmp_path, line, what):
     steady = '"behaviour": {"kind": "steady", "work": 1}'
+    one = '"at_s": 0, "spec": {"name": "a", "roles": [{"name": "w"}]}'
     header = '{"format": "lepton-trace", "version": 1}\n'
-    path = write(tmp_path, "t.jsonl", header + line.replace("%s", steady) + "\n")
+    path = write(
+        tmp_path, "t.jsonl", header + line.replace("%s", steady).replace("%o", one) + "\n"
+    )
     with pytest.raises(TraceError) as raised:
         list(read_trace(path))
     assert "t.jsonl:2: " in str(raised.value)

@@ -12,17 +12,17 @@ left out, and a role need not say what it launches. `"work": null` never ends.
 
 import gzip
 import math
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Hashable, Iterable
+from dataclasses import MISSING, fields
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import msgspec
 
 from scheduler.core.errors import InvalidInput
-from scheduler.core.model import JobPhase, JobSpec, Role, Shape
+from scheduler.core.model import JobPhase, JobSpec, Launch, Role, Shape
 from simulator.traces.format import Assumptions, Format
 from simulator.traces.jobs import TRACE_LAUNCH
 from simulator.traces.source import Opening, Source
@@ -33,8 +33,8 @@ _HEADER = {"format": "lepton-trace", "version": 1}
 BEHAVIOURS: dict[str, type[Behaviour]] = {"steady": Steady}
 """How jobs may go, by the `kind` it is written under: frozen dataclasses. To be added to."""
 
+_PARTS = frozenset({"spec", "behaviour"})
 _ENDS = frozenset({JobPhase.SUCCEEDED, JobPhase.FAILED, JobPhase.CANCELLED})
-_LAUNCH = {"command": list(TRACE_LAUNCH.command)}
 
 
 def write_trace(jobs: Iterable[TraceJob], path: Path | str) -> int:
@@ -55,94 +55,122 @@ def write_trace(jobs: Iterable[TraceJob], path: Path | str) -> int:
 
 def encode_job(job: TraceJob) -> bytes:
     """Return the job as one line, without its end."""
-    values = _plain(job)
-    values["behaviour"] = _plain_behaviour(job.behaviour)
-    return msgspec.json.encode(values)
+    rest = {
+        name: _plain_part(getattr(job, name))
+        for name, default in _defaults(TraceJob)
+        if name not in _PARTS and getattr(job, name) != default
+    }
+    spec = {
+        name: _plain_part(getattr(job.spec, name))
+        for name, default in _defaults(JobSpec)
+        if name != "roles" and getattr(job.spec, name) != default
+    }
+    spec["roles"] = _plain_roles(job.spec.roles)
+    return msgspec.json.encode(
+        {**rest, "spec": spec, "behaviour": _plain_behaviour(job.behaviour)}
+    )
 
 
 def decode_job(line: str) -> TraceJob:
     """Return the job of a line; raises `InvalidInput` or msgspec's error."""
-    values = msgspec.json.decode(line)
-    if not isinstance(values, dict):
-        raise InvalidInput("", "a job is an object")
-    behaviour = _behaviour(values.pop("behaviour", None))
-    spec = values.pop("spec", None)
-    if not isinstance(spec, dict):
-        raise InvalidInput("spec", "must be an object")
-    _complete(spec)
-    if unknown := sorted(values.keys() - _field_names(TraceJob)):
-        raise InvalidInput(unknown[0], "there is no such field")
-    read = msgspec.convert(spec, JobSpec)
-    rest = msgspec.convert(values, _Rest)
-    _check(read, rest)
-    return TraceJob(
-        spec=read, behaviour=behaviour, **{name: getattr(rest, name) for name in _REST}
+    values = msgspec.structs.asdict(_JOB.decode(line))
+    spec = msgspec.structs.asdict(values["spec"])
+    spec["roles"] = _roles(bytes(spec["roles"]))
+    behaviour = _behaviour(values["behaviour"])
+    if values["ends_as"] not in _ENDS:
+        raise InvalidInput("ends_as", f"one of {', '.join(sorted(_ENDS))}")
+    for name in ("startup_s", "restore_s", "save_s"):
+        if values[name] < 0:
+            raise InvalidInput(name, "must not be negative")
+    return TraceJob(**{**values, "spec": JobSpec(**spec), "behaviour": behaviour})
+
+
+@cache
+def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:  # noqa: ANN401  # any dataclass
+    return tuple((field.name, field.default) for field in fields(kind))
+
+
+def _strict(kind: Any, **types: Any) -> type[msgspec.Struct]:  # noqa: ANN401  # any dataclass
+    """Return a struct with the fields of a dataclass, of other types for some of them.
+
+    Unlike a dataclass it refuses names that it does not have: a typing error must not pass as
+    a default.
+    """
+    hints = {**get_type_hints(kind), **types}
+    made = [
+        (name, hints[name]) if default is MISSING else (name, hints[name], default)
+        for name, default in _defaults(kind)
+    ]
+    return msgspec.defstruct(
+        kind.__name__, made, kw_only=True, forbid_unknown_fields=True, module=__name__
     )
 
 
-def _complete(spec: dict[str, Any]) -> None:
-    """Check the names in a spec, and let its roles launch what they do not say."""
-    _check_names(spec, JobSpec, "spec")
-    roles = spec.get("roles")
-    for number, role in enumerate(roles if isinstance(roles, list) else ()):
-        if isinstance(role, dict):
-            role.setdefault("launch", _LAUNCH)
-            _check_names(role, Role, f"spec.roles[{number}]")
-            shape = role.get("shape")
-            if isinstance(shape, dict):
-                _check_names(shape, Shape, f"spec.roles[{number}].shape")
+_SPEC = _strict(JobSpec, roles=msgspec.Raw)
+_JOB: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+    _strict(TraceJob, spec=_SPEC, behaviour=msgspec.Raw)
+)
+_ROLE = msgspec.defstruct(
+    "Role",
+    [("launch", Launch, TRACE_LAUNCH)],
+    bases=(_strict(Role, shape=_strict(Shape)),),
+    kw_only=True,
+    forbid_unknown_fields=True,
+)
+_ROLES: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[_ROLE])  # type: ignore[valid-type]
 
 
-class _Rest(msgspec.Struct, kw_only=True):
-    at_s: float
-    key: str = ""
-    submitter: str = ""
-    startup_s: float = 0.0
-    restore_s: float = 0.0
-    ends_as: JobPhase = JobPhase.SUCCEEDED
-
-
-_REST = _Rest.__struct_fields__
-
-
-def _check(spec: JobSpec, rest: _Rest) -> None:
-    if not spec.roles:
+@lru_cache(maxsize=65_536)
+def _roles(text: bytes) -> tuple[Role, ...]:
+    """Return roles; equal ones are one object, however many jobs have them."""
+    try:
+        read = [msgspec.structs.asdict(role) for role in _ROLES.decode(text)]
+    except msgspec.ValidationError as error:
+        raise InvalidInput("spec.roles", str(error)) from error
+    if not read:
         raise InvalidInput("spec.roles", "a job has at least one role")
-    if rest.ends_as not in _ENDS:
-        raise InvalidInput("ends_as", f"one of {', '.join(sorted(_ENDS))}")
-    for name in ("startup_s", "restore_s"):
-        if getattr(rest, name) < 0:
-            raise InvalidInput(name, "must not be negative")
+    for role in read:
+        if not isinstance(role["shape"], Shape):
+            role["shape"] = Shape(**msgspec.structs.asdict(role["shape"]))
+    return tuple(Role(**role) for role in read)
 
 
-def _behaviour(values: object) -> Behaviour:
-    if not isinstance(values, dict):
-        raise InvalidInput("behaviour", "must be an object")
-    kind = values.pop("kind", None)
-    chosen = BEHAVIOURS.get(kind) if isinstance(kind, str) else None
+class _Kind(msgspec.Struct):
+    kind: str
+
+
+_KIND = msgspec.json.Decoder(_Kind)
+
+
+def _behaviour(text: msgspec.Raw) -> Behaviour:
+    chosen = BEHAVIOURS.get(_KIND.decode(text).kind)
     if chosen is None:
         raise InvalidInput("behaviour.kind", f"one of {', '.join(sorted(BEHAVIOURS))}")
-    if values.get("work", 0.0) is None:
-        values["work"] = FOREVER
-    _check_names(values, chosen, "behaviour")
     try:
-        behaviour = msgspec.convert(values, chosen)
+        values = msgspec.structs.asdict(_behaviour_decoder(chosen).decode(text))
     except msgspec.ValidationError as error:
         raise InvalidInput("behaviour", str(error)) from error
+    del values["kind"]
+    if values.get("work", 0.0) is None:
+        values["work"] = FOREVER
+    behaviour = chosen(**values)
     if not behaviour.work >= 0:
         raise InvalidInput("behaviour.work", "must not be negative")
     return behaviour
 
 
-def _check_names(values: Mapping[str, Any], kind: type, where: str) -> None:
-    """Refuse names that the type does not have: a typing error must not pass as a default."""
-    if unknown := sorted(values.keys() - _field_names(kind)):
-        raise InvalidInput(f"{where}.{unknown[0]}", "there is no such field")
-
-
 @cache
-def _field_names(kind: type) -> frozenset[str]:
-    return frozenset(field.name for field in fields(kind))
+def _behaviour_decoder(kind: Any) -> msgspec.json.Decoder[Any]:  # noqa: ANN401  # any dataclass
+    names = {field.name for field in fields(kind)}
+    types = {"work": float | None} if "work" in names else {}
+    told = msgspec.defstruct(
+        kind.__name__,
+        [("kind", str)],
+        bases=(_strict(kind, **types),),
+        kw_only=True,
+        forbid_unknown_fields=True,
+    )
+    return msgspec.json.Decoder(told)
 
 
 def _plain_behaviour(behaviour: Behaviour) -> dict[str, Any]:
@@ -162,23 +190,29 @@ def _plain(value: Any) -> dict[str, Any]:  # noqa: ANN401  # any dataclass
     values = {}
     for name, default in _defaults(cast(Hashable, type(value))):
         part = getattr(value, name)
-        is_said = default is MISSING or part != default
-        if is_said and part != TRACE_LAUNCH and name != "behaviour":
+        if part is not default and part != default:
             values[name] = _plain_part(part)
     return values
 
 
+@lru_cache(maxsize=65_536)
+def _plain_roles(roles: tuple[Role, ...]) -> list[dict[str, Any]]:
+    plain = [_plain(role) for role in roles]
+    for role in plain:
+        if role["launch"] == _LAUNCH:
+            del role["launch"]
+    return plain
+
+
+_LAUNCH = {"command": list(TRACE_LAUNCH.command)}
+
+
 def _plain_part(part: object) -> object:
+    if isinstance(part, (str, float, int)):
+        return part.value if isinstance(part, Enum) else part
     if isinstance(part, tuple):
         return [_plain_part(item) for item in part]
-    if is_dataclass(part):
-        return _plain(part)
-    return part.value if isinstance(part, Enum) else part
-
-
-@cache
-def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:  # noqa: ANN401  # any dataclass
-    return tuple((field.name, field.default) for field in fields(kind))
+    return _plain(part)
 
 
 def _recognises(shown: Opening) -> bool:

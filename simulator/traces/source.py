@@ -206,17 +206,20 @@ class Row:
         return int(number)
 
     def moment(self, column: str) -> float:
-        """Return the cell, a date and time (UTC unless it says) or a number, as seconds."""
+        """Return the cell, a number or a date and time (UTC unless it says), as seconds."""
         value = self._cell(column, None)
         if isinstance(value, datetime):
             return _epoch_s(value)
+        text = str(value).strip()
         try:
-            return _epoch_s(datetime.fromisoformat(str(value).strip()))
+            float(text)  # first: eight digits would be a date, too
         except ValueError:
             pass
-        try:
+        else:
             return self.number(column)
-        except TraceError:
+        try:
+            return _epoch_s(datetime.fromisoformat(text))
+        except ValueError:
             raise self.error(f"{value!r} is not a moment", column) from None
 
     def error(self, message: str, column: str = "") -> TraceError:
