@@ -70,10 +70,12 @@ class Backfill:
 
         Also if nobody who comes later in the order is kept from anything by it.
         """
+        if self._policy.backfill is Backfilling.NONE:
+            return self._close(row, _musts(wants))
+        if self.claimed is not None and not self._n_left:
+            return False
         musts = _musts(wants)
         waited_s = self._draft.snapshot.now_s - self._waits_since_s(np.array([row]))[0]
-        if self._policy.backfill is Backfilling.NONE:
-            return self._close(row, musts)
         promise = None
         if waited_s >= self._policy.starvation_s:
             promise = self._claim(row, musts)
@@ -264,7 +266,7 @@ class _Claims:
         """Return what will be free one day, oldest jobs first: every holder weighs the same."""
         draft, jobs = self._draft, self._draft.snapshot.jobs
         if self._running is None:
-            self._running = holdings_of(draft.snapshot)
+            self._running = holdings_of(draft)
         if self._held is None or self._n_seen < len(draft.booked):
             n_rows = len(jobs.jobs)
             rank = np.empty(n_rows, np.intp)
@@ -277,8 +279,7 @@ class _Claims:
     def _will_end(self, held: Holdings) -> BoolColumn:
         """Return which job rows end by themselves: all but services without an end in sight."""
         snapshot = self._draft.snapshot
-        will_end = np.zeros(len(snapshot.jobs.jobs), np.bool_)
-        for row in np.unique(held.row).tolist():
-            is_service = snapshot.job_at(row).spec.kind is JobKind.INFERENCE
-            will_end[row] = not is_service or np.isfinite(snapshot.jobs.run_s[row])
+        will_end = np.isfinite(snapshot.jobs.run_s)
+        for row in np.unique(held.row[~will_end[held.row]]).tolist():
+            will_end[row] = snapshot.job_at(row).spec.kind is not JobKind.INFERENCE
         return will_end & ~self._draft.is_evicted

@@ -6,16 +6,18 @@ these are looked at again. One decision at a time.
 """
 
 from scheduler.core.draft import Draft, Space
+from scheduler.core.held import HeldTasks
 from scheduler.core.model import Levels
 from scheduler.core.ports import NodeScore
 from scheduler.core.snapshot import Mark, Snapshot
 
 
 class Books:
-    """The books of what is free now, as of the latest snapshot decided on."""
+    """The books of what is free now and who holds the rest, as of the latest snapshot."""
 
     def __init__(self) -> None:
         self._space: Space | None = None
+        self._held = HeldTasks()
         self._score: NodeScore | None = None
         self._levels: Levels = ()
         self._mark: Mark | None = None
@@ -33,7 +35,7 @@ class Books:
             changed = mark.log.node_rows[self._mark.n_node_rows : mark.n_node_rows]
             self._space.catch_up(snapshot.nodes, changed)
         self._mark, self._score, self._levels = mark, score, levels
-        return Draft(snapshot, self._space)
+        return Draft(snapshot, self._space, self._held)
 
     def _follows(self, mark: Mark) -> bool:
         """Return whether the log tells all that changed since the latest snapshot."""

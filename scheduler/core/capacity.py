@@ -158,7 +158,7 @@ def can_take(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...
     if len(set(devices)) < len(devices) or not all(0 <= d < n_devices for d in devices):
         return False
     index = list(devices)
-    amount, memory_mib = _per_device(nodes, row, shape)
+    amount, memory_mib = per_device(shape, int(nodes.device_memory_mib[row]))
     return bool(
         (nodes.device_free[row, index] >= amount).all()
         and (nodes.device_memory_free[row, index] >= memory_mib).all()
@@ -183,8 +183,8 @@ def _book(
     free[MEMORY] -= sign * shape.memory_mib
     nodes.n_tasks[row] += sign
     if devices:
-        amount, memory_mib = _per_device(nodes, row, shape)
-        nodes.n_by_width[row, min(shape.gpus, N_WIDTHS - 1)] += sign
+        amount, memory_mib = per_device(shape, int(nodes.device_memory_mib[row]))
+        nodes.n_by_width[row, width_of(shape)] += sign
         # Plain integers: a node has a handful of devices, and numpy is slow on so few.
         used = nodes.device_used[row].tolist()
         memory_free = nodes.device_memory_free[row].tolist()
@@ -196,8 +196,13 @@ def _book(
         _count(nodes, row, used)
 
 
-def _per_device(nodes: NodeColumns, row: int, shape: Shape) -> tuple[int, int]:
-    device_memory_mib = int(nodes.device_memory_mib[row])
+def width_of(shape: Shape) -> int:
+    """Return the column of `n_by_width` that counts tasks of a shape with devices."""
+    return min(shape.gpus, N_WIDTHS - 1)
+
+
+def per_device(shape: Shape, device_memory_mib: int) -> tuple[int, int]:
+    """Return the thousandths and MiB that a task takes of each of its devices."""
     if shape.gpus:
         return MILLI, device_memory_mib
     return shape.gpu_milli, memory_of_fraction_mib(shape, device_memory_mib)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scheduler.core import capacity
+from scheduler.core.held import HeldTasks
 from scheduler.core.model import MILLI, Levels, Shape, Task, TaskPhase
 from scheduler.core.ports import NodeScore
 from scheduler.core.snapshot import (
@@ -391,8 +392,9 @@ class Space:
 class Draft:
     """A snapshot plus tentative decisions."""
 
-    def __init__(self, snapshot: Snapshot, space: Space) -> None:
+    def __init__(self, snapshot: Snapshot, space: Space, held: HeldTasks | None = None) -> None:
         self.snapshot = snapshot
+        self.held = held or HeldTasks()
         self._tiers = [_Tier(space)]
         self._tier = 0  # the one in force
         self._end_s = np.inf  # when the job that is served is expected to leave

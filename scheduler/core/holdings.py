@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scheduler.core.draft import Booked, Space
-from scheduler.core.model import Shape, Task
+from scheduler.core.draft import Booked, Draft, Space
+from scheduler.core.model import Shape
 from scheduler.core.snapshot import (
     CPU,
     MEMORY,
@@ -20,7 +20,6 @@ from scheduler.core.snapshot import (
     FloatColumn,
     IntColumn,
     Rows,
-    Snapshot,
 )
 
 AMOUNTS = 3
@@ -66,38 +65,14 @@ class Holdings:
         )
 
 
-def holdings_of(snapshot: Snapshot) -> Holdings:
+def holdings_of(draft: Draft) -> Holdings:
     """Return the holdings of all running jobs none of whose tasks was asked to stop."""
-    jobs = snapshot.jobs
+    snapshot = draft.snapshot
     running = snapshot.running_rows()
-    row_of, sick = snapshot.nodes.row_of, _nodes_with_sick_gpus(snapshot)
-    by_gang: dict[int, dict[str, tuple[int, int, int]]] = {}
-    rows: list[int] = []
-    nodes: list[int] = []
-    amounts: list[tuple[int, int, int]] = []
-    shares: list[float] = []
-    for row in running[jobs.n_stopping[running] == 0].tolist():
-        gang = int(jobs.gang[row])
-        asks = by_gang.get(gang)
-        if asks is None:
-            asks = by_gang[gang] = {r.name: _asks(r.shape) for r in snapshot.gangs[gang]}
-        tasks = jobs.tasks[row]
-        part = 1 / max(len(tasks), 1)
-        for task in tasks:
-            node = row_of[task.node]
-            amount = asks[task.id.role]
-            if node in sick:
-                amount = (*amount[:2], _healthy_milli(snapshot, node, task, amount[2]))
-            rows.append(row)
-            nodes.append(node)
-            amounts.append(amount)
-            shares.append(part)
-    return _merged(
-        np.array(rows, np.intp),
-        np.array(nodes, np.intp),
-        np.array(amounts, np.int64).reshape(-1, AMOUNTS),
-        np.array(shares, np.float64),
-    )
+    running = running[snapshot.jobs.n_stopping[running] == 0]
+    row, node, amount = draft.held.amounts(snapshot, running)
+    n_tasks = np.bincount(row, minlength=len(snapshot.jobs.jobs))
+    return _merged(row, node, amount, 1 / n_tasks[row])
 
 
 def _asks(shape: Shape) -> tuple[int, int, int]:
@@ -122,20 +97,6 @@ def run_starts(column: Rows) -> BoolColumn:
     begins = np.ones(len(column), np.bool_)
     begins[1:] = column[1:] != column[:-1]
     return begins
-
-
-def _nodes_with_sick_gpus(snapshot: Snapshot) -> set[int]:
-    nodes = snapshot.nodes
-    n_healthy = np.count_nonzero(nodes.is_healthy, axis=1)
-    return set(np.flatnonzero((n_healthy < nodes.n_gpus) & ~nodes.is_removed).tolist())
-
-
-def _healthy_milli(snapshot: Snapshot, node: int, task: Task, gpu_milli: int) -> int:
-    """Return what the task's devices would have to offer without it."""
-    if not task.devices:
-        return 0
-    is_healthy = snapshot.nodes.is_healthy[node, list(task.devices)]
-    return gpu_milli // len(task.devices) * int(np.count_nonzero(is_healthy))
 
 
 @dataclass(frozen=True, slots=True)

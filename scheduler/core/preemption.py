@@ -71,6 +71,7 @@ class Preemption:
         self._held: Holdings | None = None  # by fair game, made when somebody asks
         self._cost_gpu_s = np.zeros(0)  # by job row
         self._n_looks = 0
+        self._without_game: dict[tuple[int, int, int], bool] = {}  # by right
         self._offers: dict[tuple[Right, str, tuple[int, int]], Offers | None] = {}
 
     def make_room(self, row: int, wants: tuple[Want, ...]) -> list[Victim]:
@@ -96,6 +97,8 @@ class Preemption:
         right = (int(jobs.gang[row]), int(jobs.queue[row]), int(jobs.priority[row]))
         if not self._are_equals_alike:
             right = (row, -1, -1)
+        if self._is_without_game(row, right):
+            return []
         space = self._draft.open_later()
         gone: list[Victim] = []
         for number, nodes in self._subtrees(space, row, wants):
@@ -184,6 +187,13 @@ class Preemption:
         is_allowed[allowed] = True
         return is_allowed
 
+    def _is_without_game(self, row: int, right: tuple[int, int, int]) -> bool:
+        """Return whether the rule lets nobody be stopped for jobs of this right."""
+        if right not in self._without_game:
+            rule, snapshot = self._rule, self._draft.snapshot
+            self._without_game[right] = not len(rule(snapshot, row, self._game()))
+        return self._without_game[right]
+
     def _game(self) -> Rows:
         if self._fair_game is None:
             self._fair_game = self._draft.snapshot.preemptible_rows()
@@ -201,7 +211,7 @@ class Preemption:
             jobs = self._draft.snapshot.jobs
             is_game = np.zeros(len(jobs.jobs), np.bool_)
             is_game[self._game()] = True
-            held = holdings_of(self._draft.snapshot).of(is_game)
+            held = holdings_of(self._draft).of(is_game)
             self._cost_gpu_s = _costs(self._draft.snapshot, held)
             order = np.lexsort((-jobs.sequence, jobs.priority, self._cost_gpu_s))
             rank = np.empty(len(order), np.intp)

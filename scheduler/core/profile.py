@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scheduler.core import capacity
 from scheduler.core.draft import Booked, Draft, Promise, Space
 from scheduler.core.holdings import copies_of, free_of, run_starts
 from scheduler.core.model import Shape
 from scheduler.core.placement import Shortfall, Want, could_place, place_gang, places_of
-from scheduler.core.snapshot import FloatColumn, IntColumn, Rows, Snapshot
+from scheduler.core.snapshot import FloatColumn, IntColumn, Rows
 
 
 class Profile:
@@ -29,25 +28,10 @@ class Profile:
         ends_s = snapshot.expected_end_s(running)
         order = np.argsort(ends_s, kind="stable")
         order = order[np.isfinite(ends_s[order])]
-        held = [jobs.tasks[row] for row in running[order].tolist()]
-        tasks = [task for members in held for task in members]
-        row_of = snapshot.nodes.row_of
-        gang_of = np.repeat(jobs.gang[running[order]], [len(members) for members in held])
-        shapes = _Shapes(snapshot)
-        self._ends_s = np.repeat(ends_s[order], [len(members) for members in held])
-        self._tasks = capacity.tasks_of(
-            snapshot.nodes,
-            np.array([row_of[task.node] for task in tasks], np.intp),
-            np.array(
-                [
-                    shapes[gang, task.id.role]
-                    for gang, task in zip(gang_of.tolist(), tasks, strict=True)
-                ],
-                np.intp,
-            ),
-            shapes.shapes,
-            [task.devices for task in tasks],
-        )
+        job, self._tasks = draft.held.in_order(snapshot, running[order])
+        end_s = np.empty(len(jobs.jobs))
+        end_s[running] = ends_s
+        self._ends_s = end_s[job]
 
     def promise(self, row: int, wants: tuple[Want, ...], run_s: float) -> Promise | None:
         """Return places for the gang of a job row as soon as there are any; None: never.
@@ -127,21 +111,6 @@ class Profile:
         for promise in kept:
             space.take_again(place for place in promise.places if place.until_s > at_s)
         return space
-
-
-class _Shapes(dict[tuple[int, str], int]):
-    """The number of the shape of each role of a gang."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        super().__init__()
-        self._gangs = snapshot.gangs
-        self.shapes: list[Shape] = []
-
-    def __missing__(self, key: tuple[int, str]) -> int:
-        gang, name = key
-        number = self[key] = len(self.shapes)
-        self.shapes.append(next(role.shape for role in self._gangs[gang] if role.name == name))
-        return number
 
 
 def _earliest(

@@ -119,7 +119,7 @@ class _Table:
         jobs = snapshot.jobs
         is_game = np.zeros(len(jobs.jobs), np.bool_)
         is_game[fair_game] = True
-        held = holdings_of(snapshot).of(is_game)
+        held = holdings_of(draft).of(is_game)
         cpu_milli = np.bincount(held.row, held.amount[:, CPU], len(jobs.jobs))
         width = (jobs.gpu_milli + CPU_WEIGHT * cpu_milli) / MILLI
         self.cost_gpu_s: FloatColumn = np.zeros(len(jobs.jobs))  # by job row

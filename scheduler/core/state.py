@@ -274,6 +274,7 @@ class ClusterState:
         row = nodes.row_of[task.node]
         capacity.take(nodes, row, self.shape(record, task), task.devices)
         self._log.node_rows.append(row)
+        self._log.job_rows.append(self._row_of[record.id])
         self._use(record, task, sign=1)
         self.tasks_on[task.node][task.id] = None
         record.tasks[task.id] = task
@@ -284,6 +285,7 @@ class ClusterState:
         row = nodes.row_of[task.node]
         capacity.give(nodes, row, self.shape(record, task), task.devices)
         self._log.node_rows.append(row)
+        self._log.job_rows.append(self._row_of[record.id])
         self._use(record, task, sign=-1)
         del self.tasks_on[task.node][task.id]
 
