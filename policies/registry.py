@@ -8,6 +8,7 @@ from policies.circumstances import Health, Price
 from policies.combination import scaled_by_name
 from policies.contest import ShareProgram
 from policies.fragmentation import Workload, fgd, workload_of
+from policies.goodput import Goodput
 from policies.orderings import (
     dominant_resource_fairness,
     first_come_first_served,
@@ -165,6 +166,11 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
         _by_shares("min_cost_deadlines", programs.min_cost_deadlines, sees_speeds=True),
         "deadlines, then work per dollar",
         "Gavel, OSDI '20",
+    ),
+    (
+        _in_rounds("goodput", Goodput()),
+        "work per second of elastic jobs, fairly: one size and type of GPU for each",
+        "Sia, SOSP '23",
     ),
     (
         _by_shares("lepton", programs.Lepton(), sees_speeds=True),

@@ -49,6 +49,7 @@ from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.reasons import why_not_yet, why_unplaced
 from scheduler.core.reclaim import Reclaim
 from scheduler.core.shrinking import Cut, Shrinking
+from scheduler.core.sizes import resized, wants_sized
 from scheduler.core.snapshot import PHASE_CODE, FloatColumn, Rows, Snapshot
 
 BEFORE_A_WAVE = 16
@@ -228,7 +229,12 @@ class _Cycle:
         self._quotas = Quotas(snapshot) if snapshot.tree.is_governed else None
         if self._quotas is not None:
             self._reclaim = Reclaim(self._draft, self._quotas, policy.may_preempt)
-        self._shrinking = Shrinking(self._draft, self._quotas, policy.may_preempt)
+        self._shrinking = Shrinking(
+            self._draft,
+            self._quotas,
+            policy.may_preempt,
+            services_only=self._round is not None and self._round.sizes_jobs,
+        )
         self._shrunk_for: dict[int, list[JobId]] = {}  # by the row of a gang
         self._seated: set[int] = set()  # rows that were resized, and have their places
         self._started: dict[int, list[Member]] = {}  # elastic ones
@@ -250,6 +256,9 @@ class _Cycle:
         levels = self._policy.levels
         placements, self._seated = go_on_resized(self._draft, self._quotas, levels)
         self._placements += placements
+        if self._round is not None and self._round.resizes:
+            self._resizes += resized(self._draft, self._quotas, self._round)
+            self._n_stops += len(self._resizes)
         waiting = self._waiting
         may_start = self._snapshot.may_start(waiting)
         order = self._policy.order(self._snapshot, waiting[may_start])
@@ -413,6 +422,9 @@ class _Cycle:
         """Return what a job wants in this round, and its gang or a variant of it."""
         wants = wants_of(self._snapshot, row)
         gpu_types = self._round and self._round.gpu_types.get(row)
+        size = self._round and self._round.sizes.get(row)
+        if size and self._snapshot.jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]:
+            wants = wants_sized(self._snapshot, row, size)
         if not gpu_types:
             return gang, wants
         narrowed = tuple(on_types(want, gpu_types) for want in wants)
@@ -581,6 +593,8 @@ class _Cycle:
 
     def _grow(self) -> None:
         """Let elastic jobs have what nobody who waits could use."""
+        if self._round is not None and self._round.sizes_jobs:
+            return
         short = np.array(self._short, np.intp)
         levels = self._policy.levels
         grown = grow(self._draft, self._quotas, levels, self._started, short=short)

@@ -117,6 +117,16 @@ def _is_free(space: Space, node: int, shape: Shape, devices: tuple[int, ...]) ->
     return is_open and capacity.can_take(space.nodes, node, shape, devices)
 
 
+def resize_onto(snapshot: Snapshot, row: int, members: Sequence[Member], why: str) -> Resize:
+    """Return the resize of a gang onto these places."""
+    nodes = snapshot.nodes.nodes
+    seats = [
+        Seat(role=m.want.role, node=nodes[m.spot.row].name, devices=m.spot.devices)
+        for m in members
+    ]
+    return _resize(snapshot, row, seats, why)
+
+
 def resize_of(snapshot: Snapshot, row: int, tasks: Iterable[Task], why: str) -> Resize:
     """Return the resize that keeps these tasks of a gang."""
     return _resize(snapshot, row, [_seat(task) for task in tasks], why)

@@ -237,6 +237,17 @@ class JobSpec:
         """
         return dict(self.throughputs).get(gpu_type, 0.0) if self.throughputs else 1.0
 
+    def counts_at(self, n_tasks: int) -> dict[str, int]:
+        """Return how many of so many tasks each role has: its min, then evenly by its wish."""
+        counts = {role.name: role.min_count for role in self.roles}
+        for _ in range(n_tasks - sum(counts.values())):
+            below = [role for role in self.roles if counts[role.name] < role.max_count]
+            if not below:
+                break
+            least = min(below, key=lambda role: counts[role.name] / role.count)
+            counts[least.name] += 1
+        return counts
+
     def speed_up(self, n_tasks: int) -> float:
         """Return the speed with so many tasks over the speed with as many as are wanted.
 

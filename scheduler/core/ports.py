@@ -79,6 +79,12 @@ class Round:
     """By job row, the only types of GPU on which the job may start now."""
     moves: tuple[int, ...] = ()
     """Running job rows that stop in order to start again elsewhere."""
+    sizes: Mapping[int, int] = field(default_factory=dict)
+    """By job row of an elastic gang, the number of tasks that it should have."""
+    resizes: tuple[int, ...] = ()
+    """Running job rows of `sizes` that restart for theirs now."""
+    sizes_jobs: bool = False
+    """Whether elastic gangs have no other size: they grow and give way as this says."""
     wake_at_s: float = np.inf
     """When the next round begins; infinite: it would change nothing."""
     granted: Mapping[str, Granted] = field(default_factory=dict)

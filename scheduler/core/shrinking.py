@@ -52,12 +52,23 @@ class _Right:
 class Shrinking:
     """Who gives tasks up in one cycle."""
 
-    def __init__(self, draft: Draft, quotas: Quotas | None, rule: PreemptionRule) -> None:
+    def __init__(
+        self,
+        draft: Draft,
+        quotas: Quotas | None,
+        rule: PreemptionRule,
+        *,
+        services_only: bool = False,
+    ) -> None:
         self.draft = draft
         self._quotas = quotas
         self._rule = rule
         jobs, running = draft.snapshot.jobs, draft.snapshot.running_rows()
-        self._rows: Rows = running[jobs.is_divisible[running]]
+        rows: Rows = running[jobs.is_divisible[running]]
+        if services_only:
+            kinds = [draft.snapshot.job_at(row).spec.kind for row in rows.tolist()]
+            rows = rows[np.array([kind is JobKind.INFERENCE for kind in kinds], np.bool_)]
+        self._rows = rows
         self.cuts: dict[int, Cut] = {}  # by job row
 
     @property
