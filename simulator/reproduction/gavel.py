@@ -5,6 +5,7 @@ traces run on 8 V100, 16 P100 and 24 K80 until all jobs have ended; the generate
 each until jobs 500 to 999 have.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
 from math import floor, log
@@ -15,13 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.orderings import nobody
-from scheduler.core.model import Gpu, Node, NodeName, Shape
+from scheduler.core.model import Gpu, JobPhase, Node, NodeName, Shape
 from scheduler.core.ports import Backfilling, Policy
 from scheduler.core.snapshot import NodeColumns, Rows, Snapshot
 from simulator.cluster import SimulatedCluster, cluster_of
 from simulator.reproduction.gavel_rounds import ROUND_S, ROUNDING, GavelRule, Rounds, rule_of
-from simulator.reproduction.gavel_shares import GAVEL_POLICIES, PRICE_USD_PER_H, TieBreak
-from simulator.run import Run
+from simulator.reproduction.gavel_shares import (
+    GAVEL_POLICIES,
+    OUR_POLICIES,
+    PRICE_USD_PER_H,
+    TieBreak,
+)
+from simulator.run import JobTable, Run
 from simulator.simulation import simulate
 from simulator.traces.format import Assumptions
 from simulator.traces.gavel import (
@@ -196,7 +202,8 @@ class Figures:
     jct_s: float  # mean, of the window
     makespan_s: float
     cost_usd: float
-    jct_of_all_s: float
+    worst_ratio: float
+    """The largest ratio of a job's time to what it would have taken on its equal share."""
     n_rounds: int
     n_turns: int
     n_solves: int
@@ -213,7 +220,7 @@ def run(
     jobs, is_exact = experiment.jobs(folder), experiment.is_exact(policy)
     static = None if experiment.window else list(jobs)
     rule = rule_of(
-        GAVEL_POLICIES[policy],
+        {**GAVEL_POLICIES, **OUR_POLICIES}[policy],
         experiment.gpus,
         tie_break=tie_break,
         n_jobs=None if static is None else len(static),
@@ -221,13 +228,17 @@ def run(
         restarts=is_exact,
     )
     goes_on = takewhile(lambda _: rule.over_at_s == np.inf, jobs)
-    coming = enumerate(goes_on if static is None else static)
-    as_gavels = (
-        in_steps_of_rounds(n, job, rule.rounds) if is_exact else in_whole_steps(job)
-        for n, job in coming
-    )
-    outcome = simulate(cluster(experiment.gpus), as_gavels, policy_of(policy, rule))
-    return figures(outcome, rule, experiment.window)
+    seen: list[TraceJob] = []
+
+    def coming() -> TraceJobs:
+        for number, job in enumerate(goes_on if static is None else static):
+            seen.append(job)
+            exactly = in_steps_of_rounds(number, job, rule.rounds)
+            yield exactly if is_exact else in_whole_steps(job)
+
+    outcome = simulate(cluster(experiment.gpus), coming(), policy_of(policy, rule))
+    ratios = fairness_ratios(outcome.jobs, seen, experiment.gpus)
+    return figures(outcome, rule, experiment.window, ratios)
 
 
 def policy_of(name: str, rule: GavelRule) -> Policy:
@@ -252,18 +263,50 @@ def _first_node(nodes: NodeColumns, shape: Shape, rows: Rows) -> NDArray[np.floa
     return np.zeros(len(rows))
 
 
-def figures(outcome: Run, rule: GavelRule, window: range) -> Figures:
+def figures(
+    outcome: Run, rule: GavelRule, window: range, ratios: NDArray[np.float64]
+) -> Figures:
     """Return the figures of a run."""
     jobs = outcome.jobs
-    jct_s = jobs.ended_at_s - jobs.submitted_at_s
-    has_ended = np.array([phase == "succeeded" for phase in jobs.phase])
-    measured = jct_s[window.start : window.stop] if window else jct_s
+    measured = slice(window.start, window.stop) if window else slice(None)
     return Figures(
-        jct_s=float(measured.mean()),
+        jct_s=float((jobs.ended_at_s - jobs.submitted_at_s)[measured].mean()),
         makespan_s=min(rule.over_at_s, outcome.until_s),
         cost_usd=float(np.nansum(jobs.cost_usd)),
-        jct_of_all_s=float(jct_s[has_ended].mean()),
+        worst_ratio=float(ratios[measured].max()),
         n_rounds=rule.rounds.n_rounds,
         n_turns=rule.rounds.n_turns,
         n_solves=rule.rounds.n_solves,
     )
+
+
+def fairness_ratios(
+    table: JobTable, jobs: Sequence[TraceJob], gpus: Mapping[str, int]
+) -> NDArray[np.float64]:
+    """Return each job's time over what it would have taken on its equal share (Themis).
+
+    The equal share of a moment is the cluster's own mix, cut by the GPUs that the jobs there
+    ask for. Jobs that did not end count as there until after the last end.
+    """
+    came_s, n_gpus = table.submitted_at_s, table.n_gpus
+    has_ended = np.array([phase == JobPhase.SUCCEEDED for phase in table.phase])
+    ended_s = np.where(has_ended, table.ended_at_s, np.inf)
+    moments = np.unique(np.concatenate([came_s, ended_s[np.isfinite(ended_s)]]))
+    change = np.zeros(len(moments) + 1)
+    np.add.at(change, np.searchsorted(moments, came_s), n_gpus)
+    np.subtract.at(change, np.searchsorted(moments, ended_s), n_gpus)
+    asked = np.maximum(np.cumsum(change)[: len(moments)], sum(gpus.values()))
+    # What a job that gets 1/asked of every GPU has had since the first moment.
+    had = np.concatenate([[0.0], np.cumsum(np.diff(moments) / asked[:-1])])
+    speed = np.array([_speed_on_all(job, gpus) for job in jobs])
+    steps = np.array([job.spec.total_work for job in jobs])
+    wanted = np.interp(came_s, moments, had) + steps / speed
+    alone_until_s = np.interp(wanted, had, moments)
+    beyond = np.maximum(wanted - had[-1], 0.0)
+    alone_until_s += beyond * asked[-1]
+    ratios: NDArray[np.float64] = (ended_s - came_s) / (alone_until_s - came_s)
+    return ratios
+
+
+def _speed_on_all(job: TraceJob, gpus: Mapping[str, int]) -> float:
+    return sum(gpus.get(name, 0) * per_s for name, per_s in job.spec.throughputs)

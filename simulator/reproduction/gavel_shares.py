@@ -283,3 +283,8 @@ GAVEL_POLICIES: Mapping[str, GavelPolicy] = {
     "max_sum_throughput_normalized_by_cost_perf": GavelPolicy(program=_costs),
 }
 """By the name that Gavel gives them."""
+
+OUR_POLICIES: Mapping[str, GavelPolicy] = {
+    "lepton": GavelPolicy(program=_plain(fractions_of(programs.lepton))),
+}
+"""Ours, to be run by the same rules with the same information."""
