@@ -6,11 +6,13 @@ not what it should be.
 """
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listed = ", ".join(str(path) for path in missing)
         console.print(f"no data in {listed}: name their folder with --data", style="red")
         return NO_DATA
-    results = computed(wanted, args.data, n_jobs=args.jobs, console=console)
+    results = computed(wanted, args.data, n_jobs=args.jobs, console=console, keep=args.keep)
     shown = _shown(args.data)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "reproduction.md").write_text(markdown(results, wanted, data=shown))
@@ -52,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the published data")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder to write to")
     parser.add_argument("--jobs", type=int, default=2, help="processes beside each other")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help="folder of what tasks found; what is there already is not computed again",
+    )
     parser.add_argument("--tables", type=int, nargs="*", help="their numbers; otherwise all")
     return parser
 
@@ -62,26 +69,43 @@ def _shown(data: Path) -> str:
 
 
 def computed(
-    wanted: Sequence[Table], data: Path, *, n_jobs: int, console: Console
+    wanted: Sequence[Table],
+    data: Path,
+    *,
+    n_jobs: int,
+    console: Console,
+    keep: Path | None = None,
 ) -> dict[int, Sequence[Comparison]]:
     """Return what each table's tasks found, in the order of the tasks."""
     tasks = [(table, task) for table in wanted for task in table.tasks(data / table.data)]
-    order = sorted(range(len(tasks)), key=lambda place: -tasks[place][1].cost_s)
-    found: dict[int, Sequence[Comparison]] = {}
+    found = {
+        place: msgspec.json.decode(path.read_bytes(), type=list[Comparison])
+        for place, (_, task) in enumerate(tasks)
+        if keep is not None and (path := _kept_at(keep, task)).exists()
+    }
+    due = [place for place in range(len(tasks)) if place not in found]
+    due.sort(key=lambda place: -tasks[place][1].cost_s)
     bars = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*bars, TimeElapsedColumn(), console=console) as progress:
-        bar = progress.add_task("computing", total=len(tasks))
+        bar = progress.add_task("computing", total=len(tasks), completed=len(found))
         for place, rows, took_s in _run_all(
-            [(place, tasks[place][1]) for place in order], n_jobs
+            [(place, tasks[place][1]) for place in due], n_jobs
         ):
-            found[place] = rows
+            found[place] = list(rows)
             table, task = tasks[place]
             progress.console.print(f"{table.number}. {task.title}: {took_s:.1f} s CPU")
             progress.advance(bar)
+            if keep is not None:
+                keep.mkdir(parents=True, exist_ok=True)
+                _kept_at(keep, task).write_bytes(msgspec.json.encode(rows))
     by_table: dict[int, list[Comparison]] = {table.number: [] for table in wanted}
     for place, (table, _) in enumerate(tasks):
         by_table[table.number] += found[place]
     return {table.number: table.summarise(by_table[table.number]) for table in wanted}
+
+
+def _kept_at(folder: Path, task: Task) -> Path:
+    return folder / f"{re.sub('[^a-z0-9_]+', '-', task.title.lower())}.json"
 
 
 def _run_all(

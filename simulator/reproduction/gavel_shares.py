@@ -285,6 +285,6 @@ GAVEL_POLICIES: Mapping[str, GavelPolicy] = {
 """By the name that Gavel gives them."""
 
 OUR_POLICIES: Mapping[str, GavelPolicy] = {
-    "lepton": GavelPolicy(program=_plain(fractions_of(programs.lepton))),
+    "lepton": GavelPolicy(program=_plain(fractions_of(programs.Lepton()))),
 }
 """Ours, to be run by the same rules with the same information."""
