@@ -530,7 +530,7 @@ def columns_of(table: object) -> dict[str, object]:
     return {
         field.name: value.copy() if isinstance(value, np.ndarray | list | dict) else value
         for field in fields(table)
-        if field.name not in {"fits_statically", "kinds", "trees"}
+        if field.name not in {"fits_statically", "kinds", "misfits_by_kind", "trees"}
         for value in [getattr(table, field.name)]
     }
 

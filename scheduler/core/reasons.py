@@ -16,7 +16,6 @@ from scheduler.core.snapshot import (
     PHASE_CODE,
     NodeColumns,
     Snapshot,
-    misfit,
 )
 
 
@@ -68,10 +67,12 @@ def node_counts(nodes: NodeColumns, shape: Shape) -> list[NodeCount]:
 
     count(~nodes.is_up, Cause.NODE_DOWN, "are down")
     count(is_closed, Cause.CORDONED, "are cordoned")
-    for number, node in enumerate(nodes.kinds):
-        why = misfit(node, shape)
-        if why is not None:
-            count(nodes.kind == number, *why)
+    never = nodes.misfits(shape)
+    n_of_kind = np.bincount(nodes.kind[unseen], minlength=len(never)).tolist()
+    for why, n_nodes in zip(never, n_of_kind, strict=True):
+        if why is not None and n_nodes:
+            counts[why] += n_nodes
+    unseen &= nodes.static_fit(shape)
     free = nodes.free
     if shape.gpus:
         what = "free GPU" if shape.gpus == 1 else "free GPUs"

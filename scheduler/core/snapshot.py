@@ -49,6 +49,12 @@ NEVER_S = np.inf
 FAILURE_HALF_LIFE_S = 86_400.0
 """A failure of a node counts half after a day."""
 
+MISFITS_KEPT = 128
+"""Answers of `misfits` that are remembered."""
+
+Misfits = list[tuple[Cause, str] | None]
+"""By kind of node, why it could never take a shape; None: it could."""
+
 FITS_KEPT = 1_024
 """Answers of `static_fit` that are remembered; at 10,000 nodes 10 MiB."""
 
@@ -89,6 +95,7 @@ class NodeColumns:
     kinds: list[Node]  # one node of each kind: nodes alike but for name and what is free
     # Derived from what rarely changes, remembered across snapshots until it does.
     fits_statically: dict[tuple[object, ...], BoolColumn] = field(default_factory=dict)
+    misfits_by_kind: dict[tuple[object, ...], Misfits] = field(default_factory=dict)
     trees: dict[Levels, Tree] = field(default_factory=dict)
 
     @classmethod
@@ -138,7 +145,15 @@ class NodeColumns:
         }
         nodes = [self.nodes[row] for row in kept]
         row_of = {node.name: row for row, node in enumerate(nodes)}
-        return replace(self, **arrays, nodes=nodes, row_of=row_of, fits_statically={}, trees={})
+        return replace(
+            self,
+            **arrays,
+            nodes=nodes,
+            row_of=row_of,
+            fits_statically={},
+            misfits_by_kind={},
+            trees={},
+        )
 
     def failures_at(self, now_s: float, rows: Rows) -> FloatColumn:
         """Return how often nodes have failed, what is long ago counting less."""
@@ -152,14 +167,7 @@ class NodeColumns:
 
     def static_fit(self, shape: Shape) -> BoolColumn:
         """Return which nodes could ever take the shape: type, labels, taints, device memory."""
-        # All that `misfit` looks at: there are few of these, but shapes without end.
-        key = (
-            shape.gpu_types,
-            shape.node_labels,
-            shape.tolerations,
-            shape.gpu_memory_mib,
-            bool(shape.total_gpu_milli),
-        )
+        key = _static_key(shape)
         known = self.fits_statically.get(key)
         if known is None:
             if len(self.fits_statically) == FITS_KEPT:
@@ -167,6 +175,16 @@ class NodeColumns:
             by_kind = [misfit(node, shape) is None for node in self.kinds]
             known = np.array(by_kind, np.bool_)[self.kind]
             self.fits_statically[key] = known
+        return known
+
+    def misfits(self, shape: Shape) -> Misfits:
+        """Return by kind of node why it could never take the shape; None: it could."""
+        key = _static_key(shape)
+        known = self.misfits_by_kind.get(key)
+        if known is None:
+            if len(self.misfits_by_kind) == MISFITS_KEPT:
+                self.misfits_by_kind.clear()
+            known = self.misfits_by_kind[key] = [misfit(node, shape) for node in self.kinds]
         return known
 
     def tree(self, levels: Levels) -> Tree:
@@ -190,6 +208,17 @@ class NodeColumns:
             n_tasks=self.n_tasks.copy(),
             n_by_width=self.n_by_width.copy(),
         )
+
+
+def _static_key(shape: Shape) -> tuple[object, ...]:
+    """Return all that `misfit` looks at: there are few of these, but shapes without end."""
+    return (
+        shape.gpu_types,
+        shape.node_labels,
+        shape.tolerations,
+        shape.gpu_memory_mib,
+        bool(shape.total_gpu_milli),
+    )
 
 
 def kind_of(node: Node) -> tuple[object, ...]:

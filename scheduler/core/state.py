@@ -379,7 +379,7 @@ class ClusterState:
         nodes.n_failures = np.append(nodes.n_failures, 0.0)
         nodes.failed_at_s = np.append(nodes.failed_at_s, 0.0)
         nodes.kind = np.append(nodes.kind, self._kind(nodes, node))
-        nodes.fits_statically, nodes.trees = {}, {}
+        nodes.fits_statically, nodes.misfits_by_kind, nodes.trees = {}, {}, {}
         self._know_gpu_type(node)
         capacity.count_devices(nodes, len(nodes.nodes) - 1)
         self.tasks_on[node.name] = {}
@@ -411,7 +411,7 @@ class ClusterState:
         nodes.price_usd_per_h[row] = node.price_usd_per_h
         nodes.free[row, CPU] += node.cpu_milli - old.cpu_milli
         nodes.free[row, MEMORY] += node.memory_mib - old.memory_mib
-        nodes.fits_statically, nodes.trees = {}, {}
+        nodes.fits_statically, nodes.misfits_by_kind, nodes.trees = {}, {}, {}
 
     def note_failure(self, name: NodeName) -> None:
         """Count a failure of the node; several at once are one."""
