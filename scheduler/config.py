@@ -277,6 +277,8 @@ class DaemonConfig(_Section):
     priority_classes: Mapping[ClassName, PriorityClassConfig] = {}
     round_s: Annotated[float, Field(ge=10.0, le=86_400.0)] = 360.0  # of policies with turns
     shares: SharesConfig = SharesConfig()
+    # What queues used counts half after so long (Slurm's default is 7d); 0: it does not count.
+    usage_half_life_s: Annotated[float, Field(ge=0.0, le=366 * 86_400.0)] = 0.0
     cycle_s: PositiveFloat = 10.0  # the longest time between two decisions
     debounce_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.01
     dump_every_events: PositiveInt = 20_000

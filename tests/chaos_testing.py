@@ -17,6 +17,7 @@ from scheduler.core.cycle import decide
 from scheduler.core.engine import Engine
 from scheduler.core.events import (
     Event,
+    HalfLifeSet,
     JobCancelled,
     JobResumed,
     JobsSubmitted,
@@ -307,15 +308,17 @@ class Chaos:
 
     def administer(self) -> None:
         pick, at_s, name = self.pick, self.now_s(), QueueName("other")
-        what = pick(["put", "put", "state", "delete", "forget"])
+        what = pick(["put", "state", "remember", "put", "delete", "forget"])
         if what == "state":
             event = QueueStateSet(
                 at_s=at_s,
-                name=pick([name, QueueName("default"), QueueName("nobody's")]),
+                name=pick([name, name, QueueName("nobody's")]),
                 is_open=pick([None, True, True, False]),
                 is_started=pick([None, True, True, False]),
             )
             self.observe(event)
+        elif what == "remember":
+            self.observe(HalfLifeSet(at_s=at_s, half_life_s=pick([0.0, 5.0, 50.0, 50.0])))
         elif what == "put":
             most = pick([None, None, 0, 1000, 3000])
             queue = Queue(

@@ -15,6 +15,7 @@ from cluster_testing import Cluster
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from scheduler.core.events import HalfLifeSet
 from scheduler.core.model import (
     JobId,
     JobKind,
@@ -47,6 +48,8 @@ class Tenants:
         self.cluster.add_nodes(1, gpus=2, gpu_type="T4", prefix="t", cpus=16)
         self.cluster.add_nodes(2, gpus=3, gpu_type="A100", prefix="a", cpus=12)
         self.put_queues()
+        half_life_s = pick([0.0, 0.0, 60.0])
+        self.cluster.accept(HalfLifeSet(at_s=self.cluster.now_s, half_life_s=half_life_s))
 
     # The tree
 

@@ -31,13 +31,13 @@ def parse_amounts(text: str, option: str) -> dict[str, int]:
     return amounts
 
 
-def amounts_text(amounts: Mapping[str, int]) -> str:
+def amounts_text(amounts: Mapping[str, float]) -> str:
     """Return amounts as `parse_amounts` reads them, those of GPUs first."""
     texts = []
     words = {wire: word for word, wire in _NAMES.items()}
     for name in sorted(amounts, key=lambda name: (not name.startswith("gpu"), name)):
         word = words.get(name) or name.replace("gpu_milli:", _OF_TYPE)
-        value = amounts[name]
+        value = round(amounts[name])
         texts.append(f"{word}={memory_text(value) if word == 'memory' else milli_text(value)}")
     return ",".join(texts)
 

@@ -6,7 +6,7 @@ dataclasses, tuples, strings, numbers and None.
 
 from dataclasses import dataclass
 
-from scheduler.core.model import Job, JobId, JobPhase, Node, Queue, StopCause, Task
+from scheduler.core.model import Job, JobId, JobPhase, Node, Queue, QueueName, StopCause, Task
 from scheduler.core.records import NOTHING_RECEIVED, Received, Seat
 
 DUMP_FORMAT = 1
@@ -83,6 +83,15 @@ class OutcomeDump:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UsageDump:
+    """What a queue used on average by then, by resource; see `usage`."""
+
+    queue: QueueName
+    at_s: float
+    average: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dump:
     """Everything the engine knows at one revision."""
 
@@ -95,3 +104,5 @@ class Dump:
     jobs: tuple[JobDump, ...] = ()
     outcomes: tuple[OutcomeDump, ...] = ()
     requests: tuple[RequestDump, ...] = ()
+    usage_half_life_s: float = 0.0  # 0: past use is not remembered
+    usage: tuple[UsageDump, ...] = ()

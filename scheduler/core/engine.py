@@ -196,6 +196,27 @@ class Engine:
             if queue is not None
         }
 
+    @property
+    def usage_half_life_s(self) -> float:
+        """How fast past use of queues is forgotten; 0: it does not count."""
+        half_life_s: float = self._state.usage.half_life_s
+        return half_life_s
+
+    def queue_average(self, now_s: float) -> dict[QueueName, dict[str, float]]:
+        """Return what each queue and all below it used lately, by resource; see `usage`."""
+        state = self._state
+        own = state.queue_average(now_s)
+        if own is None:
+            return {}
+        tree = state.tree
+        names = [tree.resource(column) for column in range(own.shape[1])]
+        rows = tree.rolled_up(own).tolist()
+        return {
+            queue.name: {n: a for n, a in zip(names, row, strict=True) if a}
+            for queue, row in zip(tree.queues, rows, strict=False)
+            if queue is not None
+        }
+
     def queue_figures(self, name: QueueName) -> QueueFigures:
         """Return what one queue holds."""
         return self.figures().get(name, QueueFigures())
@@ -216,6 +237,8 @@ class Engine:
             jobs=tuple(_dump_job(record) for record in state.records.values()),
             outcomes=tuple(state.outcomes.values()),
             requests=tuple(state.requests.values()),
+            usage_half_life_s=state.usage.half_life_s,
+            usage=state.dump_usage(),
         )
 
     @classmethod
@@ -250,6 +273,7 @@ class Engine:
                 reason=node.reason,
             )
             state.set_failures(node.node.name, node.n_failures, node.failed_at_s)
+        state.restore_usage(dump.usage_half_life_s, dump.usage)
         return engine
 
 

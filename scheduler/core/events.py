@@ -138,6 +138,14 @@ class QueueStateSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HalfLifeSet:
+    """The configuration says how fast what queues used is forgotten; 0: it does not count."""
+
+    at_s: float
+    half_life_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueDeleted:
     """An admin removed a queue; rejected while jobs are in it."""
 
@@ -222,6 +230,7 @@ Event = (
     | NodeCordoned
     | QueuePut
     | QueueStateSet
+    | HalfLifeSet
     | QueueDeleted
     | PlanCommitted
     | TaskStarted

@@ -139,6 +139,17 @@ def queue_state_set(
         state.put_queue(changed)
 
 
+def half_life_set(
+    state: ClusterState, life: Lifecycle, changes: Changes, event: events.HalfLifeSet
+) -> None:
+    """Let the past use of queues count, or not."""
+    if not 0 <= event.half_life_s < float("inf"):
+        raise Refused(Refusal.INVALID, "must be from 0 on", "half_life_s")
+    changes.is_repeat = state.usage.half_life_s == event.half_life_s
+    if not changes.is_repeat:
+        state.change_half_life(event.half_life_s)
+
+
 def queue_deleted(
     state: ClusterState, life: Lifecycle, changes: Changes, event: events.QueueDeleted
 ) -> None:

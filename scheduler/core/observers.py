@@ -20,6 +20,7 @@ OBSERVERS: dict[type, Callable[..., None]] = {
     events.NodeCordoned: inventory.cordoned,
     events.QueuePut: inventory.queue_put,
     events.QueueStateSet: inventory.queue_state_set,
+    events.HalfLifeSet: inventory.half_life_set,
     events.QueueDeleted: inventory.queue_deleted,
     events.PlanCommitted: progress.plan_committed,
     events.TaskStarted: progress.task_started,

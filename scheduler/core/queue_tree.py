@@ -7,7 +7,7 @@ MiB, thousandths of GPUs, and of GPUs of each type. What is used is kept by `quo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ UNBOUNDED = 1 << 60
 IntColumn = NDArray[np.int64]
 BoolColumn = NDArray[np.bool_]
 Rows = NDArray[np.intp]
+Amount = TypeVar("Amount", np.int64, np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,14 +40,20 @@ class QueueTree:
     guaranteed: IntColumn  # [n + 1, R] its own, or the sum of its children's
     ceiling: IntColumn  # [n + 1, R] limit and borrowing limit, whichever is less
     is_started: BoolColumn  # [n] and all above it
-    has_shares: bool  # somebody weighs more, has a guarantee, a parent or a policy
+    has_shares: bool  # somebody weighs more, has a guarantee, a parent, a policy or a past
     has_ceilings: bool
     has_guarantees: bool
     has_reserves: bool  # somebody does not lend what is guaranteed
     has_rules: bool  # somebody's jobs may not stop whom the policy allows
 
     @classmethod
-    def of(cls, queues: Sequence[Queue | None], gpu_types: Sequence[str]) -> Self:
+    def of(
+        cls,
+        queues: Sequence[Queue | None],
+        gpu_types: Sequence[str],
+        *,
+        is_use_remembered: bool = False,
+    ) -> Self:
         """Return the tree of valid queues. A parent that does not exist counts as the root."""
         n_queues = len(queues)
         number = {queue.name: i for i, queue in enumerate(queues) if queue is not None}
@@ -69,9 +76,8 @@ class QueueTree:
             guaranteed=guaranteed,
             ceiling=ceiling,
             is_started=_all_above(queues, paths),
-            has_shares=any(
-                q.parent or q.weight != 1.0 or q.guaranteed or q.policy for q in known
-            ),
+            has_shares=is_use_remembered
+            or any(q.parent or q.weight != 1.0 or q.guaranteed or q.policy for q in known),
             has_ceilings=bool((ceiling < UNBOUNDED).any()),
             has_guarantees=bool(guaranteed.any()),
             has_reserves=bool(guaranteed[_keepers(queues)].any()),
@@ -93,9 +99,9 @@ class QueueTree:
         above = (self.queues[node] for node in self.paths[row][:-1].tolist())
         return [queue for queue in above if queue is not None]
 
-    def rolled_up(self, own: IntColumn) -> IntColumn:
+    def rolled_up(self, own: NDArray[Amount]) -> NDArray[Amount]:
         """Return amounts per queue with those of everything below it; `own` is [n, R]."""
-        total = np.vstack([own, np.zeros((1, own.shape[1]), np.int64)])
+        total = np.vstack([own, np.zeros((1, own.shape[1]), own.dtype)])
         for rows in reversed(self.levels):
             np.add.at(total, self.parent[rows], total[rows])
         return total

@@ -5,6 +5,10 @@ each level of the tree, the queue with the least dominant share of the cluster p
 first; then the one whose first job the policy puts first. Within a queue the policy's order
 holds. Shares move with every job that starts, so that queues take turns.
 
+Where past use counts, the share is of what a queue uses and, besides, used on average lately
+(`usage`): who had much has less until that is made up for. Slurm's fair-share factor,
+2^(-usage/share), orders by the past alone; KAI's time-based fair share corrects weights by it.
+
 Jobs of a queue that has children compete with these as one more child of weight 1.
 """
 
@@ -12,8 +16,10 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 
+import numpy as np
+
 from scheduler.core.quotas import Quotas, Rank
-from scheduler.core.snapshot import Rows
+from scheduler.core.snapshot import FloatColumn, Rows
 
 Key = tuple[float, int]
 """Share per weight, place of the first job in the policy's order."""
@@ -140,14 +146,20 @@ class _Walk:
             heapq.heappop(heap)
 
     def _key(self, node: int) -> Key:
-        used: list[int] = self._quotas.later.used[node].tolist()
+        used: list[float] = self._quotas.later.used[node].tolist()
+        if self._quotas.average is not None:
+            used = (self._quotas.later.used[node] + self._quotas.average[node]).tolist()
         return self._share(used) / self._quotas.tree.weight(node), self._first[node]
 
     def _own_key(self, node: int) -> Key:
-        used = self._quotas.later.used
-        below = used[self._quotas.tree.parent == node].sum(axis=0)
-        return self._share((used[node] - below).tolist()), self._first[node]
+        is_below = self._quotas.tree.parent == node
+        is_below[self._root] = False
+        used, average = self._quotas.later.used, self._quotas.average
+        own: FloatColumn = (used[node] - used[is_below].sum(axis=0)).astype(np.float64)
+        if average is not None:
+            own += average[node] - average[is_below].sum(axis=0)
+        return self._share(own.tolist()), self._first[node]
 
-    def _share(self, used: list[int]) -> float:
+    def _share(self, used: list[float]) -> float:
         parts = zip(used, self._capacity, strict=True)
         return max((amount / there for amount, there in parts if there > 0), default=0.0)

@@ -25,7 +25,15 @@ from scheduler.core.queue_tree import (
     amounts_of,
     figure,
 )
-from scheduler.core.snapshot import PHASE_CODE, BoolColumn, Gang, IntColumn, Rows, Snapshot
+from scheduler.core.snapshot import (
+    PHASE_CODE,
+    BoolColumn,
+    FloatColumn,
+    Gang,
+    IntColumn,
+    Rows,
+    Snapshot,
+)
 
 PENDING = PHASE_CODE[JobPhase.PENDING]
 
@@ -55,6 +63,10 @@ class Quotas:
         self.capacity = capacity_of(snapshot.nodes, tree)
         self.now = Ledger(tree, snapshot.queue_used, ceilings(tree, self.capacity))
         self.later = self.now
+        # What each row used lately, with all below it; None: that does not count.
+        self.average: FloatColumn | None = None
+        if snapshot.queue_average is not None:
+            self.average = tree.rolled_up(snapshot.queue_average)
         self._n_columns = FIRST_TYPE + len(tree.gpu_types)
         self._column_of = {t: FIRST_TYPE + i for i, t in enumerate(tree.gpu_types)}
         self._is_there = self.capacity > 0

@@ -456,6 +456,7 @@ class Snapshot:
     tree: QueueTree
     queue_used: IntColumn  # [queues, resources of the tree] by live tasks, without children
     granted: Mapping[str, Granted] = field(default_factory=dict)  # see `Plan.granted`
+    queue_average: FloatColumn | None = None  # the same of late; None: nobody remembers
     origin: "Snapshot | None" = None  # of a hypothesis: keeps the tables from being reused
     mark: Mark | None = None  # what has changed before it; None: nobody wrote that down
     scope: Scope | None = None  # what a policy inside a queue sees: its own jobs only

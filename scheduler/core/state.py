@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core import capacity
-from scheduler.core.dump import OutcomeDump, RequestDump
+from scheduler.core.dump import OutcomeDump, RequestDump, UsageDump
 from scheduler.core.errors import InvariantError
 from scheduler.core.ledger import Ledger, capacity_of, ceilings
 from scheduler.core.model import (
@@ -33,6 +33,8 @@ from scheduler.core.model import (
 from scheduler.core.queue_tree import (
     FIRST_TYPE,
     GPU,
+    OF_TYPE,
+    RESOURCES,
     QueueTree,
     amounts_of,
     gpu_types_of,
@@ -45,6 +47,7 @@ from scheduler.core.snapshot import (
     NEVER_S,
     PHASE_CODE,
     ChangeLog,
+    FloatColumn,
     Gang,
     IntColumn,
     JobColumns,
@@ -57,6 +60,7 @@ from scheduler.core.snapshot import (
     kind_of,
     run_s_of,
 )
+from scheduler.core.usage import UsageAverages
 
 CHANGES_KEPT = 200_000
 """Changed rows that are remembered for books that are kept from decision to decision."""
@@ -86,6 +90,8 @@ class ClusterState:
         self.n_live: Counter[QueueName] = Counter()  # jobs of each queue
         self.n_live_of: Counter[tuple[QueueName, str]] = Counter()  # of each submitter in it
         self._queue_used = np.zeros((1, FIRST_TYPE), np.int64)  # by live tasks, per resource
+        self.usage = UsageAverages()  # rows and columns as in `_queue_used`
+        self.usage.make_room(1, FIRST_TYPE)
         self._gpu_types: dict[str, int] = {}  # columns of `_queue_used`, from FIRST_TYPE on
         self._tree: QueueTree | None = None  # made again after queues or types changed
         self._columns = list(range(FIRST_TYPE))  # of `_queue_used`, in the order of the tree
@@ -111,6 +117,7 @@ class ClusterState:
             queues=self.tree.queues,
             tree=self.tree,
             queue_used=self._queue_used[:, self._columns],
+            queue_average=self.queue_average(now_s),
             mark=self._marked(),
         )
         self._node_readers.append(ref(snapshot))
@@ -293,7 +300,9 @@ class ClusterState:
         """Count what a task takes as used by its queue, or no longer."""
         nodes = self._node_table
         shape = self.shape(record, task)
-        used = self._queue_used[self.queue_number[record.job.spec.queue]]
+        queue = self.queue_number[record.job.spec.queue]
+        used = self._queue_used[queue]
+        self.usage.advance(queue, used, self.now_s)
         used[CPU] += sign * shape.cpu_milli
         used[MEMORY] += sign * shape.memory_mib
         if shape.total_gpu_milli:
@@ -505,6 +514,7 @@ class ClusterState:
     def put_queue(self, queue: Queue) -> None:
         """Make or replace a queue. Its number stays, also through a deletion."""
         number = self.queue_number.setdefault(queue.name, len(self.queues))
+        is_new = number == len(self.queues) or self.queues[number] is None
         if number == len(self.queues):
             self.queues.append(queue)
         else:
@@ -514,6 +524,9 @@ class ClusterState:
         if n_missing > 0:
             more = np.zeros((n_missing, self._queue_used.shape[1]), np.int64)
             self._queue_used = np.vstack([self._queue_used, more])
+            self.usage.make_room(*self._queue_used.shape)
+        if is_new:
+            self.usage.begin(number, self.now_s)
         for gpu_type in gpu_types_of(queue):
             self._add_gpu_type(gpu_type)
         self._tree = None
@@ -539,7 +552,8 @@ class ClusterState:
         """The queues as a tree."""
         if self._tree is None:
             gpu_types = sorted(self._gpu_types)
-            self._tree = QueueTree.of(self.queues, gpu_types)
+            is_remembered = self.usage.half_life_s > 0
+            self._tree = QueueTree.of(self.queues, gpu_types, is_use_remembered=is_remembered)
             self._columns = [*range(FIRST_TYPE), *(self._gpu_types[t] for t in gpu_types)]
         return self._tree
 
@@ -547,6 +561,57 @@ class ClusterState:
         """Return what live tasks of each queue and all below it use, in the tree's columns."""
         tree = self.tree
         return tree.rolled_up(self._queue_used[:, self._columns])
+
+    def queue_average(self, now_s: float) -> FloatColumn | None:
+        """Return what each queue used lately, in the tree's columns; None: nobody remembers."""
+        if not self.usage.half_life_s:
+            return None
+        _ = self.tree  # which brings the columns up to date
+        average: FloatColumn = self.usage.at(self._queue_used, now_s)[:, self._columns]
+        return average
+
+    def change_half_life(self, half_life_s: float) -> None:
+        """Let the past use of queues count, or not."""
+        self.usage.change_half_life(half_life_s, self._queue_used, self.now_s)
+        self._tree = None
+
+    def dump_usage(self) -> tuple[UsageDump, ...]:
+        """Return what is remembered of each queue, as of its last change."""
+        if not self.usage.half_life_s:
+            return ()
+        names = self._resources()
+        return tuple(
+            UsageDump(
+                queue=queue.name,
+                at_s=float(self.usage.at_s[number]),
+                average=tuple(
+                    sorted(
+                        (name, float(amount))
+                        for name, amount in zip(names, self.usage.average[number], strict=True)
+                        if amount
+                    )
+                ),
+            )
+            for number, queue in enumerate(self.queues)
+            if queue is not None
+        )
+
+    def restore_usage(self, half_life_s: float, dumped: Iterable[UsageDump]) -> None:
+        """Remember what was dumped."""
+        self.usage.half_life_s = half_life_s
+        self._tree = None
+        for usage in dumped:
+            number = self.queue_number[usage.queue]
+            self.usage.at_s[number] = usage.at_s
+            for name, amount in usage.average:
+                if name.startswith(OF_TYPE):
+                    self._add_gpu_type(name.removeprefix(OF_TYPE))
+                column = self._resources().index(name)
+                self.usage.average[number, column] = amount
+
+    def _resources(self) -> list[str]:
+        """Return the names of the columns of `_queue_used`."""
+        return [*RESOURCES, *(f"{OF_TYPE}{gpu_type}" for gpu_type in self._gpu_types)]
 
     def ledger(self) -> Ledger | None:
         """Return what queues use and may use; None: nothing is limited."""
@@ -580,6 +645,7 @@ class ClusterState:
             self._gpu_types[gpu_type] = self._queue_used.shape[1]
             more = np.zeros((len(self._queue_used), 1), np.int64)
             self._queue_used = np.hstack([self._queue_used, more])
+            self.usage.make_room(*self._queue_used.shape)
             self._tree = None
 
 

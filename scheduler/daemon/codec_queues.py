@@ -5,6 +5,7 @@ guaranteed adds up is judged where the event is observed.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from scheduler.core.errors import InvalidInput
 from scheduler.core.model import Amounts, Queue, QueueName, QueuePreemption
@@ -99,6 +100,7 @@ def queue_message(
     n_running: int = 0,
     gpu_milli_used: int = 0,
     used: Amounts = (),
+    average: Mapping[str, float] = MappingProxyType({}),
 ) -> cluster_pb2.Queue:
     """Return a queue with its figures."""
     return cluster_pb2.Queue(
@@ -121,6 +123,7 @@ def queue_message(
         max_jobs=queue.max_jobs,
         may_preempt=_PREEMPTIONS_TO_WIRE[queue.may_preempt],
         used=dict(used),
+        average=average,
         policy=queue.policy,
         default_time_limit_s=queue.default_time_limit_s,
         max_time_limit_s=queue.max_time_limit_s,

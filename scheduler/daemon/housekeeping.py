@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from scheduler.core.events import (
     Event,
+    HalfLifeSet,
     NodeCordoned,
     NodeHealthChanged,
     NodeRegistered,
@@ -51,12 +52,19 @@ class Housekeeping:
 
     async def register_nodes(self) -> None:
         """Make the state's nodes those of the configuration; only differences are events."""
-        for event in [*self._registrations(), *self._farewells()]:
+        for event in [*self._rules(), *self._registrations(), *self._farewells()]:
             outcome = await self._daemon.execute(event)
             if isinstance(outcome, Rejected):
                 log.warning("the nodes are not as configured: %s", outcome.message)
         await self._remove_undeclared()
         self._has_registered = True
+
+    def _rules(self) -> Iterator[Event]:
+        """Yield what of the configuration the state depends on."""
+        daemon = self._daemon
+        half_life_s = daemon.config.usage_half_life_s
+        if daemon.engine.usage_half_life_s != half_life_s:
+            yield HalfLifeSet(at_s=daemon.now_s(), half_life_s=half_life_s)
 
     def _registrations(self) -> Iterator[Event]:
         """Yield what makes the configured nodes known, open and up."""

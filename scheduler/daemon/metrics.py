@@ -218,8 +218,17 @@ class _DaemonFigures(Collector):
             jobs.add_metric([name, "pending"], figures.n_pending)
             jobs.add_metric([name, "running"], figures.n_running)
             gpus.add_metric([name], figures.gpu_milli_used / MILLI)
+        average = GaugeMetricFamily(
+            "lepton_queue_average_gpus",
+            "GPUs held on average lately, with all queues below",
+            labels=["queue"],
+        )
+        now_s = self._daemon.now_s()
+        for name, amounts in self._daemon.engine.queue_average(now_s).items():
+            average.add_metric([name], amounts.get("gpu_milli", 0.0) / MILLI)
         yield jobs
         yield gpus
+        yield average
 
     def _nodes(self) -> Iterator[GaugeMetricFamily]:
         views = self._daemon.engine.nodes()

@@ -170,6 +170,7 @@ class ClusterService:
         """Return the named queues, or all."""
         engine = self._daemon.engine
         figures, used = engine.figures(), engine.queue_used()
+        average = engine.queue_average(self._daemon.now_s())
         return [
             queue_message(
                 queue,
@@ -177,6 +178,7 @@ class ClusterService:
                 n_running=figures[queue.name].n_running,
                 gpu_milli_used=figures[queue.name].gpu_milli_used,
                 used=used[queue.name],
+                average=average.get(queue.name, {}),
             )
             for queue in engine.queues()
             if not names or queue.name in names

@@ -1871,6 +1871,26 @@ class Queue(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class AverageEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     SUBMITTERS_FIELD_NUMBER: _builtins.int
     ADMINS_FIELD_NUMBER: _builtins.int
@@ -1895,6 +1915,7 @@ class Queue(_message.Message):
     MAX_TIME_LIMIT_S_FIELD_NUMBER: _builtins.int
     DEFAULT_MIN_RUNTIME_S_FIELD_NUMBER: _builtins.int
     IS_PREEMPTIBLE_FIELD_NUMBER: _builtins.int
+    AVERAGE_FIELD_NUMBER: _builtins.int
     MAX_JOBS_PER_SUBMITTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     is_open: _builtins.bool
@@ -1953,6 +1974,10 @@ class Queue(_message.Message):
         by live tasks of the queue and all below it
         """
 
+    @_builtins.property
+    def average(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Output only: what it used on average lately, with all below it; empty: nobody remembers."""
+
     def __init__(
         self,
         *,
@@ -1980,11 +2005,12 @@ class Queue(_message.Message):
         max_time_limit_s: _builtins.float = ...,
         default_min_runtime_s: _builtins.float = ...,
         is_preemptible: _builtins.bool | None = ...,
+        average: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         max_jobs_per_submitter: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_preemptible", b"_is_preemptible", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "is_lender", b"is_lender", "is_open", b"is_open", "is_preemptible", b"is_preemptible", "is_started", b"is_started", "max_priority", b"max_priority", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_preemptible", b"_is_preemptible", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "admins", b"admins", "borrow_limit", b"borrow_limit", "default_min_runtime_s", b"default_min_runtime_s", "default_priority", b"default_priority", "default_time_limit_s", b"default_time_limit_s", "gpu_milli_used", b"gpu_milli_used", "guaranteed", b"guaranteed", "is_lender", b"is_lender", "is_open", b"is_open", "is_preemptible", b"is_preemptible", "is_started", b"is_started", "limit", b"limit", "max_jobs", b"max_jobs", "max_jobs_per_submitter", b"max_jobs_per_submitter", "max_priority", b"max_priority", "max_time_limit_s", b"max_time_limit_s", "may_preempt", b"may_preempt", "n_pending", b"n_pending", "n_running", b"n_running", "name", b"name", "parent", b"parent", "policy", b"policy", "submitters", b"submitters", "used", b"used", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender", "_is_open", b"_is_open", "_is_preemptible", b"_is_preemptible", "_is_started", b"_is_started", "_max_priority", b"_max_priority", "_weight", b"_weight", "admins", b"admins", "average", b"average", "borrow_limit", b"borrow_limit", "default_min_runtime_s", b"default_min_runtime_s", "default_priority", b"default_priority", "default_time_limit_s", b"default_time_limit_s", "gpu_milli_used", b"gpu_milli_used", "guaranteed", b"guaranteed", "is_lender", b"is_lender", "is_open", b"is_open", "is_preemptible", b"is_preemptible", "is_started", b"is_started", "limit", b"limit", "max_jobs", b"max_jobs", "max_jobs_per_submitter", b"max_jobs_per_submitter", "max_priority", b"max_priority", "max_time_limit_s", b"max_time_limit_s", "may_preempt", b"may_preempt", "n_pending", b"n_pending", "n_running", b"n_running", "name", b"name", "parent", b"parent", "policy", b"policy", "submitters", b"submitters", "used", b"used", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__is_lender: _TypeAlias = _typing.Literal["is_lender"]  # noqa: Y015
     _WhichOneofArgType__is_lender: _TypeAlias = _typing.Literal["_is_lender", b"_is_lender"]  # noqa: Y015
