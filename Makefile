@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Most tests wait for real processes: more workers than cores end sooner.
 PYTEST_FLAGS ?= -n 4
 
-.PHONY: help setup check test bench reproduce demo wire lock clean
+.PHONY: help setup check test bench reproduce simulate demo wire lock clean
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -39,6 +39,10 @@ bench: $(READY) ## run every benchmark, then show them as one table
 
 reproduce: $(READY) ## compute the published results again from ../shared/data (ARGS="--tables 1"), into docs/reproduction.md
 	$(BIN)/python -m simulator.reproduction $(ARGS)
+
+simulate: $(READY) ## compare two policies on the sample of jobs that ships; the page is build/simulation/report.html
+	$(BIN)/lepton simulate --cluster examples/cluster.yaml --trace simulator/data/sample.jsonl.gz \
+	  --policy fifo,least_attained_service --out build/simulation
 
 demo: $(READY) ## the main job, on this machine: train, preempt, crash, resume, serve (KEEP=1 leaves it running)
 	$(BIN)/python examples/demo.py $(if $(KEEP),--keep)

@@ -100,7 +100,7 @@ _ALL = [
         ("ftf_max", "ratio", "Finish-time ratio, worst", _LOWER,
          "the largest ratio of all jobs"),
         ("ftf_unfair_share", "share", "Worse than a 1/n share", _LOWER,
-         "jobs with a ratio over 1"),
+         "jobs with a ratio over 1.05: what starting up takes is forgiven"),
         ("jain_jobs", "ratio", "Jain index of jobs", _HIGHER,
          "of 1/ratio over jobs: 1 if all were served alike, 1/n if one got everything"),
         ("jain_queues", "ratio", "Jain index of queues", _HIGHER,

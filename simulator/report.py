@@ -21,6 +21,8 @@ N_POINTS = 240
 """Points of a curve: more than a phone shows, fewer than a screen."""
 SHORTEST_S = 10.0
 """Time at work counts as this at least in the slowdown (Feitelson's bounded slowdown)."""
+UNFAIR = 1.05
+"""The finish-time ratio from which a job counts as worse off than with a 1/n share."""
 
 SIZE_CLASSES = (
     ("no GPU", 0.0), ("part of one", 1.0 - 1e-9), ("1", 1.0), ("2 to 4", 4.0), ("5 to 8", 8.0),
@@ -148,7 +150,7 @@ def _job_figures(run: Run, mask: Mask, ratios: Floats) -> dict[str, float]:
         "ftf_mean": _mean(ratio),
         "ftf_p99": _percentile(ratio, 99),
         "ftf_max": _largest(ratio),
-        "ftf_unfair_share": _mean(np.where(np.isnan(ratio), np.nan, ratio > 1.0)),
+        "ftf_unfair_share": _mean(np.where(np.isnan(ratio), np.nan, ratio > UNFAIR)),
         **_loss(jobs, mask),
         **_deadlines(run, mask),
     }

@@ -18,7 +18,7 @@ from simulator.scales import Scale, scale_of, time_scale
 
 TICKS_S = (1, 10, 60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400)
 TICK_WORDS = ("1 s", "10 s", "1 min", "10 min", "1 h", "6 h", "1 d", "7 d", "30 d", "1 y")
-RATIOS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 10_000)
+RATIOS = (0.001, 0.01, 0.1, 1, 10, 100, 1000, 10_000, 100_000)
 DIMENSIONS = {"queue": "queue", "gpu_type": "GPU type", "size": "GPUs asked for"}
 _PER_GROUP_PX, _AROUND_GROUPS_PX = 38, 90
 
@@ -194,7 +194,11 @@ def _distribution(comparison: Comparison, key: str, title: str, note: str) -> Ch
     if is_time:
         x_axis |= {"tickvals": TICKS_S, "ticktext": TICK_WORDS, "tickangle": 0}
     else:
-        x_axis |= {"tickvals": RATIOS, "ticktext": [f"{ratio:g}" for ratio in RATIOS]}
+        x_axis |= {
+            "tickvals": RATIOS,
+            "ticktext": [f"{ratio:g}" for ratio in RATIOS],
+            "tickangle": 0,
+        }
     return Chart(
         id=f"cdf-{key}", title=title, note=note, traces=traces,
         layout={"xaxis": x_axis, "yaxis": {"range": [0, 101], "ticksuffix": " %"}},

@@ -52,6 +52,7 @@ def report_page(comparison: Comparison, arguments: Mapping[str, Any]) -> str:
 
     def placed(found: Sequence[Chart], kind: str = "") -> str:
         drawn.extend(found)
+        kind = kind or ("three" if len(found) == 3 else "")
         return f'<div class="charts {kind}">{"".join(map(figure_html, found))}</div>'
 
     names = [policy.policy for policy in comparison.policies]
@@ -63,7 +64,7 @@ def report_page(comparison: Comparison, arguments: Mapping[str, Any]) -> str:
         ),
         section_html(
             "Distributions",
-            placed(charts.distributions(comparison), "three"),
+            placed(charts.distributions(comparison)),
             intro="How many jobs had at most so much. The line further left and up is better;"
             " what a mean hides is at the right end.",
         ),
@@ -189,7 +190,8 @@ def _figures_table(comparison: Comparison) -> str:
         found = [list(_figure_rows(comparison, section))]
         if found[0]:
             rows += [[section.value], *found[0]]
-    table = table_html(head, rows, label="Figures of every policy")
+    kind = "many" if len(comparison.policies) > 4 else ""
+    table = table_html(head, rows, kind=kind, label="Figures of every policy")
     return table + (
         '<p class="key"><span class="delta better">✓</span> better and'
         ' <span class="delta worse">✗</span> worse than the baseline: the 95 % interval of the'

@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
 EXIT_CODES_HELP = (
     ("0", "done; with explain and dry runs: it can start now"),
     ("1", "an error, or a job that failed without an exit code"),
-    ("2", "it cannot be placed now (explain, --dry-run)"),
+    ("2", "it cannot be placed now (explain, --dry-run); plan: goals out of reach"),
     ("64", "the command line or a file is wrong"),
     ("124", "wait: the job's time limit, or --timeout, passed"),
     ("125", "wait: the job was cancelled"),
