@@ -187,6 +187,13 @@ def _most_per_dollar(contest: Contest, *, required: Array | None) -> Grant:
     )
 
 
+def deadlines(contest: Contest) -> Grant:
+    """Keep promised deadlines, promise what can be, serve others with the rest."""
+    from policies.deadline_shares import deadline_shares
+
+    return deadline_shares(contest)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lepton:
     """Keep guarantees and deadlines, be fair in time, then do what is worth most."""

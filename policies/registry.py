@@ -173,6 +173,11 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
         "Sia, SOSP '23",
     ),
     (
+        _by_shares("deadlines", programs.deadlines, sees_speeds=True),
+        "deadlines that are promised at admission; others share what is left",
+        "ElasticFlow, ASPLOS '23",
+    ),
+    (
         _by_shares("lepton", programs.Lepton(), sees_speeds=True),
         "guarantees, deadlines, fair finish times; then progress per dollar",
         "docs/policies.md",
