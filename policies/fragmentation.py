@@ -121,9 +121,9 @@ class FragmentationGradient:
                 return (device,)
         return None
 
-    def fragmentation(self, nodes: NodeColumns) -> float:
-        """Return F of all nodes together, in GPUs."""
-        rows = np.arange(len(nodes.nodes))
+    def fragmentation(self, nodes: NodeColumns, rows: Rows | None = None) -> float:
+        """Return F of all nodes together, or of some rows, in GPUs."""
+        rows = np.arange(len(nodes.nodes)) if rows is None else rows
         return float(self._fragments.amount(nodes, rows).sum()) / MILLI
 
     def _points(self, gains: Scores) -> Scores:

@@ -21,6 +21,7 @@ from simulator.agenda import ARRIVES, DECIDES, MACHINES, Agenda
 from simulator.cluster import SimulatedCluster
 from simulator.failures import NO_FAILURES, Failures, Slowness, random_outages, random_slowness
 from simulator.fleet import Fleet
+from simulator.fragments import FragmentGauge
 from simulator.machines import Machines
 from simulator.run import PoolFigures, Run
 from simulator.timeline import Recorder
@@ -123,6 +124,7 @@ class _Simulation:
             self._agenda, self._machines, self._world, pools=cluster.pools, news=self._wake
         )
         self._recorder = Recorder()
+        self._fragments = FragmentGauge()
         self._books = Books()
         self._granted: Mapping[str, Granted] = {}
         self._decides_at_s = FOREVER
@@ -209,6 +211,7 @@ class _Simulation:
 
     def _arrive(self) -> None:
         assert self._coming is not None
+        self._fragments.hear(self._coming.spec)
         self._world.submit(self._coming)
         self._expect_next()
 
@@ -243,6 +246,7 @@ class _Simulation:
         now_s = self._decided_at_s = self._agenda.now_s
         snapshot = self._world.engine.snapshot(now_s).with_granted(self._granted)
         self._aim(snapshot)
+        self._fragments.measure(now_s, snapshot.nodes)
         plan = decide(snapshot, self._policy, books=self._books, gives_reasons=False)
         if not self._may_change():
             waiting = snapshot.waiting_rows()
@@ -289,7 +293,7 @@ class _Simulation:
             gpus_up=self._machines.gpus_up(),
             gpus_held=self._machines.gpus_held(),
             gpus_held_by_queue=tally.gpus_by_queue,
-            fragmentation=float("nan"),
+            fragmentation=self._fragments.value,
         )
 
     def result(self, *, seed: int, trace: str) -> Run:
