@@ -88,6 +88,17 @@ def test_work_is_what_was_saved_and_what_the_last_attempt_did(cluster, export):
     assert (low.startup_s, high.behaviour.work) == (5.0, 100.0)
 
 
+def test_work_counts_by_the_tasks_that_did_it(cluster, export):
+    cluster.submit("wide", role_of(tasks=2, min_tasks=1, gpus=1), checkpoint_interval_s=10.0)
+    cluster.submit("holds", role_of(gpus=1), priority=9)
+    start(cluster, 1.0)  # half of it fits
+    cluster.advance(20.0)
+    cluster.end("holds")
+    cluster.end("wide")
+    wide, _ = read_trace(export(cluster))
+    assert (wide.behaviour.n_tasks, wide.behaviour.work) == (2, 10.0)
+
+
 def test_arrays_become_jobs_and_dependencies_name_their_elements(cluster, export):
     cluster.submit("many", role_of(gpus=1), array_size=2)
     cluster.submit("then", role_of(gpus=1), after={"many": "after_ok"})

@@ -1,8 +1,9 @@
 """What the daemon did, from `lepton journal export`: production, to be replayed.
 
 The events go through the engine that the daemon has, so ids, attempts and endings are as they
-were. A job's work is what its last attempt did, plus what earlier ones had saved; it starts up
-as long as its last attempt took from its place to its processes. Left out: jobs that never ran.
+were. A job's work is what its last attempt did, plus what earlier ones had saved, in seconds
+with all its tasks (fewer count by its `scaling`); it starts up as long as its last attempt took
+from its place to its processes. Left out: jobs that never ran.
 What still ran at the end is taken to end there, or at its estimate if that is later; services
 run on. What users changed later (priorities, holds) is not replayed.
 """
@@ -23,6 +24,8 @@ from scheduler.core.events import (
     NodeHealthChanged,
     NodeRegistered,
     NodeRemoved,
+    TaskCheckpointed,
+    TaskStarted,
 )
 from scheduler.core.model import Dependency, JobId, JobKind, JobPhase, JobSpec, Node, Queue
 from scheduler.core.plan import Accepted
@@ -55,8 +58,13 @@ class _Truth:
     at_s: float
     spec: JobSpec
     submitter: str
-    saved_s: float = 0.0  # work that earlier attempts saved
+    saved: float = 0.0  # work that earlier attempts saved, in seconds with all tasks
     seen_s: float = 0.0  # running time of attempts that are accounted for
+    # Of the attempt that runs, as of the latest event:
+    n_tasks: int = 0
+    started_s: float = 0.0
+    checkpoint_s: float = 0.0
+    startup_s: float = 0.0
     ended: TraceJob | None = None
     is_over: bool = False  # ended or left out
 
@@ -162,7 +170,8 @@ class _Replay:
             job = record.job
             self._add(record.id, job.submitted_at_s, job.spec, job.submitter)
             truth = self._truths[record.id]
-            truth.seen_s = truth.saved_s = record.ran_before_s  # what was lost is forgotten
+            truth.seen_s = truth.saved = record.ran_before_s  # what was lost is forgotten
+            _follow(truth, record)
         if self.listener is not None:
             self.listener.began(dump.now_s, self.engine)
 
@@ -175,10 +184,12 @@ class _Replay:
         self.machines.hear(event)
         if isinstance(event, JobsSubmitted):
             self._submitted(event, outcome.job_ids[0])
-        for job_id in outcome.changed:
-            record = self.engine.job(job_id)
-            if record is not None:
-                self._attempt_over(record)
+        told = (event.task.job,) if isinstance(event, TaskStarted | TaskCheckpointed) else ()
+        for job_id in (*outcome.changed, *told):
+            record, truth = self.engine.job(job_id), self._truths.get(job_id)
+            if record is not None and truth is not None:
+                self._attempt_over(truth, record)
+                _follow(truth, record)
         for record in outcome.finished:
             self._finished(record)
         if self.listener is not None:
@@ -208,13 +219,12 @@ class _Replay:
         self._truths[key] = truth
         self._in_order.append(truth)
 
-    def _attempt_over(self, record: JobRecord) -> None:
+    def _attempt_over(self, truth: _Truth, record: JobRecord) -> None:
         """Note what an attempt saved that ended, but did not end the job."""
-        truth = self._truths.get(record.id)
-        if truth is not None and record.ran_before_s > truth.seen_s:
-            ran_s = record.ran_before_s - truth.seen_s
-            saved_s = max(0.0, record.checkpoint_at_s - record.last_started_at_s)
-            truth.saved_s += min(saved_s, ran_s)
+        ran_s = record.ran_before_s - truth.seen_s
+        if ran_s > 0:
+            saved_s = min(truth.checkpoint_s - truth.started_s, ran_s)
+            truth.saved += _work_of(truth, saved_s)
             truth.seen_s = record.ran_before_s
 
     def _finished(self, record: JobRecord) -> None:
@@ -228,15 +238,13 @@ class _Replay:
         ends_as = JobPhase.FAILED
         if record.phase in {JobPhase.SUCCEEDED, JobPhase.CANCELLED}:
             ends_as = record.phase
-        startup_s = _startup_s(record)
         if record.job.spec.kind is JobKind.INFERENCE:
-            work_s = record.ended_at_s - record.first_started_at_s
+            work = record.ended_at_s - record.first_started_at_s
         elif record.phase is JobPhase.TIMED_OUT:
-            work_s = FOREVER  # it needs more than its limit, which it has here too
+            work = FOREVER  # it needs more than its limit, which it has here too
         else:
-            last_s = record.ran_before_s - truth.seen_s
-            work_s = truth.saved_s + max(0.0, last_s - startup_s)
-        truth.ended = _trace_job(truth, work_s, startup_s, ends_as)
+            work = truth.saved + _work_of(truth, record.ran_before_s - truth.seen_s)
+        truth.ended = _trace_job(truth, work, ends_as)
 
     def _still_live(self, truth: _Truth) -> None:
         record = self.engine.job(truth.key)
@@ -244,13 +252,11 @@ class _Replay:
         if record is None or not record.first_started_at_s:
             self.source.skipped["had not run by the end"] += 1
             return
-        work_s = FOREVER
-        startup_s = _startup_s(record)
+        work = FOREVER
         if record.job.spec.kind is not JobKind.INFERENCE:
-            last_s = record.ran_s(self.until_s) - truth.seen_s
-            so_far_s = truth.saved_s + max(0.0, last_s - startup_s)
-            work_s = max(so_far_s, truth.spec.expected_run_s)
-        truth.ended = _trace_job(truth, work_s, startup_s, JobPhase.SUCCEEDED)
+            so_far = truth.saved + _work_of(truth, record.ran_s(self.until_s) - truth.seen_s)
+            work = max(so_far, truth.spec.expected_run_s)
+        truth.ended = _trace_job(truth, work, JobPhase.SUCCEEDED)
 
     def _known(self) -> Iterator[TraceJob]:
         while self._in_order and self._in_order[0].is_over:
@@ -307,20 +313,32 @@ class _Machines:
         return tuple(sorted([*self._over, *lasting], key=lambda o: (o.at_s, o.node, o.gpus)))
 
 
-def _startup_s(record: JobRecord) -> float:
-    """Return the time from binding the last attempt's tasks until all of them ran."""
-    waits = [t.started_at_s - t.bound_at_s for t in record.tasks.values() if t.started_at_s]
-    return max(waits, default=0.0)
+def _follow(truth: _Truth, record: JobRecord) -> None:
+    """Remember the attempt that runs: the event that ends it may begin another one."""
+    if record.tasks and record.phase in {JobPhase.RUNNING, JobPhase.STOPPING}:
+        waits = [t.started_at_s - t.bound_at_s for t in record.tasks.values() if t.started_at_s]
+        truth.n_tasks = len(record.tasks)
+        truth.started_s = record.last_started_at_s
+        truth.checkpoint_s = record.checkpoint_at_s
+        truth.startup_s = max(waits, default=0.0)
 
 
-def _trace_job(truth: _Truth, work_s: float, startup_s: float, ends_as: JobPhase) -> TraceJob:
+def _work_of(truth: _Truth, ran_s: float) -> float:
+    """Return what the attempt did in so long, in seconds with all tasks."""
+    worked_s = max(0.0, ran_s - truth.startup_s)
+    return worked_s * (truth.spec.speed_up(truth.n_tasks) if truth.n_tasks else 1.0)
+
+
+def _trace_job(truth: _Truth, work: float, ends_as: JobPhase) -> TraceJob:
+    spec = truth.spec
+    scaling = tuple((n_tasks, spec.speed_up(n_tasks)) for n_tasks, _ in spec.scaling)
     return TraceJob(
         at_s=truth.at_s,
-        spec=truth.spec,
-        behaviour=Steady(work=work_s, n_tasks=truth.spec.n_tasks),
+        spec=spec,
+        behaviour=Steady(work=work, n_tasks=spec.n_tasks, scaling=scaling),
         key=truth.key,
         submitter=truth.submitter,
-        startup_s=startup_s,
+        startup_s=truth.startup_s,
         ends_as=ends_as,
     )
 
