@@ -52,6 +52,19 @@ class Fleet:
             for change in pool.changes:
                 self._expect(self._from_s + change.at_s, self._resize, pool.name, change.count)
 
+    def _plan(
+        self, is_expected: bool, at_s: float, action: Callable[..., None], *arguments: object
+    ) -> None:
+        """Do this then; the simulation waits for it if it is expected.
+
+        Failures at random never end, so nobody waits for their repairs: each is a moment at
+        which somebody may start, and after many in vain there is no hope.
+        """
+        if is_expected:
+            self._expect(at_s, action, *arguments)
+        else:
+            self._agenda.put(at_s, MACHINES, action, *arguments)
+
     def _expect(self, at_s: float, action: Callable[..., None], *arguments: object) -> None:
         """Do this then, and keep the simulation alive until then."""
         self.n_expected += 1
@@ -87,16 +100,16 @@ class Fleet:
     def _next_outage(
         self, outage: NodeOutage, outages: Iterator[NodeOutage], is_expected: bool
     ) -> None:
-        self._fail(outage)
+        self._fail(outage, is_expected=is_expected)
         self.follow(outages, is_expected=is_expected)
 
-    def _fail(self, outage: NodeOutage) -> None:
+    def _fail(self, outage: NodeOutage, *, is_expected: bool) -> None:
         machine = self._machines.by_name.get(outage.node)  # type: ignore[call-overload]
         if machine is None:
             return
         if outage.gpus:
             if machine.is_up:
-                self._break_gpus(machine, outage)
+                self._break_gpus(machine, outage, is_expected=is_expected)
         elif outage.notice_s and machine.is_up and not machine.is_leaving:
             machine.is_leaving = True
             name, now_s = machine.node.name, self._agenda.now_s
@@ -106,18 +119,19 @@ class Fleet:
             self._news()
             if machine.group.pool.is_spot:
                 machine.group.n_interruptions += 1
-            self._expect(now_s + outage.notice_s, self._go_down, machine, outage.until_s)
+            gone_at_s, until_s = now_s + outage.notice_s, outage.until_s
+            self._plan(is_expected, gone_at_s, self._go_down, machine, until_s, is_expected)
         elif not outage.notice_s:
-            self._go_down(machine, outage.until_s)
+            self._go_down(machine, outage.until_s, is_expected)
 
-    def _go_down(self, machine: Machine, until_s: float) -> None:
+    def _go_down(self, machine: Machine, until_s: float, is_expected: bool) -> None:
         now_s, name = self._agenda.now_s, machine.node.name
         if name not in self._machines.by_name:
             return
         if machine.down_until_s < until_s:
             machine.down_until_s = until_s
             if until_s < FOREVER:
-                self._expect(until_s, self._come_back, machine)
+                self._plan(is_expected, until_s, self._come_back, machine)
         if not machine.is_up:
             return
         self._machines.set_up(machine, False, now_s=now_s)
@@ -152,7 +166,7 @@ class Fleet:
             self._world.tell(NodeCordoned(at_s=now_s, name=name, is_cordoned=False))
         self._news()
 
-    def _break_gpus(self, machine: Machine, outage: NodeOutage) -> None:
+    def _break_gpus(self, machine: Machine, outage: NodeOutage, *, is_expected: bool) -> None:
         name = machine.node.name
         n_gpus = len(machine.node.gpus)
         if not all(0 <= device < n_gpus for device in outage.gpus):
@@ -166,7 +180,7 @@ class Fleet:
         hit = [task for task in tasks if fresh & set(self._devices_of(task))]
         self._world.lose(hit, f"a GPU of node {name} failed")
         if outage.until_s < FOREVER:
-            self._expect(outage.until_s, self._mend_gpus, machine, fresh)
+            self._plan(is_expected, outage.until_s, self._mend_gpus, machine, fresh)
         self._news()
 
     def _devices_of(self, task: TaskId) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import logging
 
 import numpy as np
 
+from scheduler.core.books import Books
 from scheduler.core.cycle import decide
 from scheduler.core.errors import PolicyError
 from scheduler.core.events import commit_of
@@ -39,6 +40,7 @@ class Planner:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
+        self._books = Books()  # for one decision at a time
         self._wake_at_s: float | None = None
         self._took_s = 0.0
         self._aim_at_s = 0.0
@@ -104,8 +106,8 @@ class Planner:
         if self._daemon.policy.rounds is not None:
             work += int(np.count_nonzero(snapshot.jobs.phase >= 0)) * WORK_OF_SHARES
         if work <= INLINE_WORK:
-            return decide(snapshot, self._daemon.policy)
-        return await asyncio.to_thread(decide, snapshot, self._daemon.policy)
+            return decide(snapshot, self._daemon.policy, books=self._books)
+        return await asyncio.to_thread(decide, snapshot, self._daemon.policy, books=self._books)
 
     async def _commit(self, plan: Plan) -> None:
         event = commit_of(plan, self._daemon.now_s())
