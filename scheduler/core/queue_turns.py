@@ -88,7 +88,8 @@ class _Walk:
             self.waiting.setdefault(queue_of[place], deque()).append(place)
         for queue, waiting in self.waiting.items():
             self._know(tree.paths[queue].tolist(), waiting[0])
-        self._capacity: list[int] = quotas.capacity.tolist()
+        capacity: list[int] = quotas.capacity.tolist()
+        self._there = [(column, amount) for column, amount in enumerate(capacity) if amount > 0]
         self._n_left = dict.fromkeys(self._first, 0)  # of jobs at or below
         for queue, waiting in self.waiting.items():
             for node in tree.paths[queue].tolist():
@@ -161,5 +162,7 @@ class _Walk:
         return self._share(own.tolist()), self._first[node]
 
     def _share(self, used: list[float]) -> float:
-        parts = zip(used, self._capacity, strict=True)
-        return max((amount / there for amount, there in parts if there > 0), default=0.0)
+        share = 0.0
+        for column, there in self._there:
+            share = max(share, used[column] / there)
+        return share

@@ -37,6 +37,9 @@ from scheduler.core.snapshot import (
 
 PENDING = PHASE_CODE[JobPhase.PENDING]
 
+Promised = list[tuple[int, int]]
+"""Columns of resources and amounts."""
+
 Rank = tuple[int, ...]
 """At each level of the tree, the highest first, what a job is owed; see `Quotas.rank`."""
 
@@ -78,7 +81,7 @@ class Quotas:
         self._needs: dict[int, tuple[IntColumn, bool]] = {}
         self._options: dict[int, list[tuple[IntColumn, str | None]]] = {}
         self._most: dict[int, IntColumn] = {}
-        self._lines: dict[int, list[tuple[int, list[int]]]] = {}
+        self._lines: dict[int, list[tuple[int, Promised]]] = {}
         self._held: dict[int, IntColumn] = {}
         for row in np.flatnonzero(snapshot.jobs.n_stopping > 0).tolist():
             tasks = snapshot.jobs.tasks[row]
@@ -165,24 +168,20 @@ class Quotas:
             options = self.options(row)
         used = self.later.used
         rows = [used[node].tolist() if promised else [] for node, promised in nodes]
+        levels = [(have, promised) for have, (_, promised) in zip(rows, nodes, strict=True)]
         ranks = []
         for need, _ in options:
             wanted: list[int] = need.tolist()
-            ranks.append(
-                tuple(
-                    _owed(wanted, have, promised)
-                    for have, (_, promised) in zip(rows, nodes, strict=True)
-                )
-            )
-        return min(_closed(rank) for rank in ranks)
+            ranks.append(_closed([_owed(wanted, *level) for level in levels]))
+        return ranks[0] if len(ranks) == 1 else min(ranks)
 
-    def _ranked_nodes(self, queue: int) -> list[tuple[int, list[int]]]:
+    def _ranked_nodes(self, queue: int) -> list[tuple[int, Promised]]:
         """Return the queues above and including this one, with what they are guaranteed."""
         known = self._lines.get(queue)
         if known is None:
             guaranteed = self.tree.guaranteed
             path = self.tree.paths[queue][-2::-1].tolist()
-            lists = [guaranteed[n].tolist() if guaranteed[n].any() else [] for n in path]
+            lists = [_promised(guaranteed[node].tolist()) for node in path]
             known = list(zip(path, lists, strict=True)) if any(lists) else []
             self._lines[queue] = known
         return known
@@ -479,7 +478,7 @@ def _protected(contested: BoolColumn) -> BoolColumn:
     return protected
 
 
-def _closed(rank: Rank) -> Rank:
+def _closed(rank: list[int]) -> Rank:
     """Return a rank that compares with those of other depths."""
     n_levels = len(rank)
     while n_levels and rank[n_levels - 1] == OWED_NOTHING:
@@ -487,13 +486,18 @@ def _closed(rank: Rank) -> Rank:
     return (*rank[:n_levels], END)
 
 
-def _owed(need: list[int], used: list[int], promised: list[int]) -> int:
+def _promised(guaranteed: list[int]) -> Promised:
+    """Return what is guaranteed: what counts most last."""
+    return [(column, amount) for column, amount in enumerate(guaranteed) if amount > 0]
+
+
+def _owed(need: list[int], used: list[int], promised: Promised) -> int:
     owed = OWED_NOTHING
-    for column in range(len(promised) - 1, -1, -1):
-        if need[column] > 0 and promised[column] > 0:
-            if used[column] + need[column] > promised[column]:
+    for column, amount in promised:
+        if need[column] > 0:
+            if used[column] + need[column] > amount:
                 return OWED_NOTHING
-            owed = min(owed, 0 if column >= FIRST_TYPE else FIRST_TYPE - column)
+            owed = 0 if column >= FIRST_TYPE else FIRST_TYPE - column
     return owed
 
 
