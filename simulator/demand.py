@@ -58,6 +58,12 @@ class Demand:
         """Return the classes that run on no offer and on nothing that is there."""
         return [c for c in self.classes if not any(map(math.isfinite, c.gpu_s))]
 
+    def knows_no_speeds(self) -> bool:
+        """Return whether jobs are equally fast on all of several types of GPU."""
+        finite = [[gpu_s for gpu_s in c.gpu_s if math.isfinite(gpu_s)] for c in self.classes]
+        several = len({offer.like.gpu_type for offer in self.offers}) > 1
+        return several and all(max(row, default=0.0) == min(row, default=0.0) for row in finite)
+
     def only(self, kept: Sequence[int]) -> "Demand":
         """Return the demand for some of the offers."""
         return Demand(

@@ -149,11 +149,12 @@ FIGURES: Mapping[str, Figure] = {figure.name: figure for figure in _ALL}
 _OF_ANY_JOBS = {Section.JOBS, Section.COMPLETION, Section.WAIT}
 GROUP_FIGURES = (
     *(name for name, figure in FIGURES.items() if figure.section in _OF_ANY_JOBS),
+    "allocation",
     "ftf_mean", "ftf_max", "n_preemptions", "gpu_h", "lost_gpu_h", "lost_share", "n_deadlines",
     "deadlines_met", "cost_usd",
 )  # fmt: skip
-"""The figures that are also given per queue, GPU type and size class; there `cost_usd` is the
-part that the jobs held."""
+"""The figures that are also given per queue, GPU type and size class; there `cost_usd` is what
+the jobs held of it, and `allocation` their part of all GPU time up, or of that of the type."""
 
 HEADLINES = (
     "jct_mean_s", "jct_p99_s", "wait_mean_s", "wait_p99_s", "makespan_s", "utilisation",

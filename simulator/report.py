@@ -88,7 +88,8 @@ def summarised(run: Run) -> Summary:
         figures={name: float(figures[name]) for name in FIGURES},
         groups={
             dimension: {
-                group: _group_figures(run, mask, ratios) for group, mask in _split(labels)
+                group: _group_figures(run, mask, ratios, _up_gpu_s(run, dimension, group))
+                for group, mask in _split(labels)
             }
             for dimension, labels in _dimensions(jobs)
         },
@@ -126,8 +127,18 @@ def _split(labels: NDArray[np.str_]) -> Iterator[tuple[str, Mask]]:
             yield label, labels == label
 
 
-def _group_figures(run: Run, mask: Mask, ratios: Floats) -> dict[str, float]:
+def _up_gpu_s(run: Run, dimension: str, group: str) -> float:
+    """Return the GPU time up that a group's jobs are a part of."""
+    line = run.timeline
+    up = total(line.gpus_up, line.at_s)
+    if dimension == "gpu_type" and group in line.gpus_up:
+        up = line.gpus_up[group]
+    return integral(line.at_s, up, run.until_s)
+
+
+def _group_figures(run: Run, mask: Mask, ratios: Floats, up_gpu_s: float) -> dict[str, float]:
     figures = _job_figures(run, mask, ratios)
+    figures["allocation"] = _ratio(float(run.jobs.gpu_s[mask].sum()), up_gpu_s)
     figures["cost_usd"] = float(np.nansum(run.jobs.cost_usd[mask]))
     return {name: float(figures[name]) for name in GROUP_FIGURES}
 

@@ -67,6 +67,25 @@ def by_group(comparison: Comparison, dimension: str) -> list[Chart]:
     ]
 
 
+def types_over_time(comparison: Comparison) -> list[Chart]:
+    """Return, per GPU type, what part of it was held; nothing if there is only one."""
+    runs = [run for policy in comparison.policies for run in policy.runs]
+    names = sorted({name for run in runs for name in run.curves.allocation_by_type})
+    scale = time_scale(_longest_s(comparison))
+    return [
+        _timeline(
+            comparison,
+            scale,
+            f"type-{index}",
+            name,
+            "percent of its GPUs that were held",
+            _of_type(name),
+            is_share=True,
+        )
+        for index, name in enumerate(names if len(names) > 1 else [])
+    ]
+
+
 def queues_over_time(comparison: Comparison) -> list[Chart]:
     """Return, per policy, the GPUs that each queue held; nothing if there is only one."""
     names = sorted(
@@ -277,6 +296,10 @@ def _time_axis(scale: Scale) -> dict[str, Any]:
     words = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
     title = f"{words[scale.unit]} since the start"
     return {"title": {"text": title}, "rangemode": "tozero", "nticks": 8}
+
+
+def _of_type(name: str) -> Callable[[Curves], Sequence[float]]:
+    return lambda curves: curves.allocation_by_type.get(name, [float("nan")] * N_POINTS)
 
 
 def _queue(name: str) -> Callable[[Curves], Sequence[float]]:

@@ -37,7 +37,7 @@ from simulator.scales import (
 )
 
 GROUP_COLUMNS = (
-    "n_jobs", "wait_mean_s", "wait_p95_s", "jct_mean_s", "jct_p99_s", "ftf_mean",
+    "n_jobs", "allocation", "wait_mean_s", "wait_p95_s", "jct_mean_s", "jct_p99_s", "ftf_mean",
     "n_preemptions", "lost_share", "cost_usd",
 )  # fmt: skip
 IN_SHORT = (
@@ -78,6 +78,8 @@ def report_page(comparison: Comparison, arguments: Mapping[str, Any]) -> str:
             ),
         ),
     ]
+    if by_type := charts.types_over_time(comparison):
+        sections.append(section_html("GPU types over time", placed(by_type)))
     if queues := charts.queues_over_time(comparison):
         sections.append(section_html("Queues over time", placed(queues)))
     sections.append(_cost_section(comparison, placed(charts.costs(comparison), "wide")))
@@ -297,6 +299,8 @@ def _cost_section(comparison: Comparison, chart: str) -> str:
     head = ["Pool", "Policy", "GPU type", "Terms", "Node hours", "GPUs held", "Cost, USD",
             "Idle, USD", "Energy, kWh", "Launches", "Interruptions"]  # fmt: skip
     rows.sort(key=lambda row: row[0])
+    if all(row[-2:] == ["0", "0"] for row in rows):
+        head, rows = head[:-2], [row[:-2] for row in rows]
     table = table_html(head, rows, kind="pools", label="Pools") if rows else ""
     title = "Cost and pools" if "figure" in chart else "Pools"
     return section_html(title, f"{chart}<p></p>{table}" if "figure" in chart else table)

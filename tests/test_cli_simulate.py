@@ -2,11 +2,14 @@
 
 import csv
 import json
+import os
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from cli_testing import lepton
+from daemon_testing import LEPTON
 from simulation_testing import trace_job
 from test_cli_terminal import terminal
 
@@ -92,6 +95,23 @@ def test_other_workers_give_the_same_bytes(files: Path, compared):
     )
 
     assert again.stdout == compared.stdout
+
+
+def test_hash_seeds_change_nothing(files: Path):
+    words = [
+        *LEPTON, "simulate", "--cluster", "2x8xT4,1x8xA100", "--preset", "helios",
+        "--jobs", "40", "--policy", "max_min_fairness", "--load", "9", "-o", "json",
+    ]  # fmt: skip
+
+    first, second = (
+        subprocess.run(
+            words, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, timeout=120
+        ).stdout
+        for seed in ("1", "2")
+    )
+
+    assert len(first) > 1000
+    assert first == second
 
 
 def test_chance_is_drawn_from_the_seed():

@@ -205,6 +205,14 @@ def test_demand_adds_up_what_jobs_take_on_each_type():
     assert found.only([1]).impossible()[0].n_jobs == 1
 
 
+def test_it_is_known_whether_jobs_say_where_they_are_fast():
+    offers = [offer("a"), offer("b")]
+
+    assert demand(offers, {"x": [8.0, 8.0], "y": [math.inf, 8.0]}).knows_no_speeds()
+    assert not demand(offers, {"x": [8.0, 4.0]}).knows_no_speeds()
+    assert not demand(offers[:1], {"x": [8.0]}).knows_no_speeds()
+
+
 def test_of_many_offers_those_are_kept_that_programs_use():
     offers = [offer(f"t{i}", usd_per_h=10.0 + i) for i in range(9)]
     rows = [8.0] * 9

@@ -162,6 +162,8 @@ def test_groups_are_queues_types_and_sizes_in_their_order():
     }
     assert groups["queue"]["a"]["wait_mean_s"] == 20.0
     assert groups["queue"]["b"]["cost_usd"] == 4.0
+    assert groups["queue"]["b"]["allocation"] == pytest.approx(1600 / 2000)
+    assert groups["gpu_type"]["T4"]["allocation"] == pytest.approx((1600 + 180) / 2000)
     assert list(groups["size"]["9 to 32"]) == list(GROUP_FIGURES)
 
 

@@ -9,6 +9,7 @@ import typer
 from scheduler.cli import trace_options as opts
 from scheduler.cli.errors import CommandError, ExitCode
 from scheduler.cli.output import Format
+from scheduler.cli.terminal import note
 
 if TYPE_CHECKING:
     from simulator.cases import Case
@@ -182,6 +183,11 @@ def _planned(asked: dict[str, Any], goals: "Sequence[Goal]", where: "Where") -> 
             code=ExitCode.USAGE,
         )
     demand = demand.only(chosen_offers(demand))
+    if not asked["speeds"] and demand.knows_no_speeds():
+        note(
+            "The jobs say nothing of speeds: all types of GPU count as equally fast."
+            " --speeds A100=1,H100=2.2 tells how fast they are."
+        )
     search = Search(demand=demand, goals=goals, most_tries=asked["tries"])
     values: dict[Mix, tuple[float, ...]] = {}
 

@@ -212,19 +212,18 @@ def read_where(engine: str, address: str, workers: int) -> Where:
 
 def run_all(cases: Sequence[Case], where: Where, *, text: str) -> list[Summary]:
     """Run the cases under a bar of jobs."""
-    total = 2.0 * len(cases) * n_jobs_of(cases[0]) if not nobody_looks() else None
-    with progress_bar(text, unit="jobs", total=total) as bar:
-        report = _told(bar, total, len(cases)) if not nobody_looks() else None
-        return sweep(cases, where, report=report)
+    with progress_bar(text, unit="jobs") as bar:
+        if nobody_looks():
+            return sweep(cases, where)
+        total = 2.0 * len(cases) * n_jobs_of(cases[0])  # reads them all, under the bar
+        return sweep(cases, where, report=_told(bar, total, len(cases)))
 
 
-def _told(
-    bar: Callable[..., None], total: float | None, n_cases: int
-) -> Callable[[Advanced], None]:
+def _told(bar: Callable[..., None], total: float, n_cases: int) -> Callable[[Advanced], None]:
     def report(so_far: Advanced) -> None:
         done = so_far.n_submitted + so_far.n_ended  # each counts half of a job
         text = f"{so_far.n_cases} of {n_cases} runs" if n_cases > 1 else "simulating"
-        bar(done / 2, total=None if total is None else max(total, done) / 2, text=text)
+        bar(done / 2, total=max(total, done) / 2, text=text)
 
     return report
 
