@@ -18,7 +18,7 @@ from scheduler.client import ClientError
 from scheduler.core.cycle import n_ahead
 from scheduler.core.model import Queue, QueueName, StopCause
 from scheduler.core.queue_policies import round_of
-from scheduler.core.snapshot import Scope
+from scheduler.core.snapshot import Rows, Scope, Snapshot
 
 
 def cluster_of(policy: str = "fifo", *, gpus: int = 4, **queues: str) -> Cluster:
@@ -191,6 +191,18 @@ def test_orders_are_whole_whatever_is_asked() -> None:
         np.testing.assert_array_equal(
             turn.order(snapshot, some), turn.order(snapshot, some[::-1])
         )
+
+
+def test_an_order_may_leave_out_who_has_no_turn() -> None:
+    def only_high(snapshot: Snapshot, rows: Rows) -> Rows:
+        return rows[snapshot.jobs.priority[rows] > 1]
+
+    cluster = cluster_of("fifo", a="picky")
+    picky = replace(policy_named("fifo"), order=only_high)
+    cluster.policy = replace(cluster.policy, inside={"picky": picky})
+    submit_by_priority(cluster, "a", 1, 2, 3)
+    submit_by_priority(cluster, "default", 1)
+    assert sorted(cluster.cycle().started) == ["a-2", "a-3", "default-1"]
 
 
 async def test_only_policies_that_are_there_can_be_put(tmp_path: Path) -> None:

@@ -1,11 +1,21 @@
 """What queues say of the jobs in them, and what it takes for a queue to be open."""
 
+from dataclasses import replace
+
 import pytest
 from cluster_testing import Cluster
 from test_queue_tree import cluster_of
 
 from scheduler.core.events import JobsSubmitted, QueuePut, QueueStateSet
-from scheduler.core.model import JobPhase, JobSpec, Queue, QueueName, StopCause
+from scheduler.core.model import (
+    JobPhase,
+    JobSpec,
+    Launch,
+    Queue,
+    QueueName,
+    Role,
+    StopCause,
+)
 from scheduler.core.plan import Accepted, Refusal
 
 
@@ -181,3 +191,27 @@ def test_rules_that_make_no_sense_are_refused(field: str, about: dict[str, float
     queue = Queue(name=QueueName("a"), **about)  # type: ignore[arg-type]
     refused = cluster.refuse(QueuePut(at_s=cluster.now_s, queue=queue))
     assert (refused.refusal, refused.field) == (Refusal.INVALID, f"queue.{field}")
+
+
+def test_figures_are_those_of_the_jobs() -> None:
+    cluster = cluster_of({"a": {}, "b": {"parent": "a"}}, gpus=4)
+    for i in range(7):
+        cluster.submit(f"job-{i}", queue="ab"[i % 2], gpus=(0.5, 1)[i % 2])
+    cluster.submit("held", queue="b", suspended=True)
+    cluster.settle()
+    cluster.suspend("job-0")
+    figures = cluster.engine.figures()
+    for name in ("a", "b", "default"):
+        jobs = [r for r in cluster.engine.jobs() if r.job.spec.queue == name]
+        on = [r for r in jobs if r.live_tasks()]
+        found = figures[QueueName(name)]
+        assert (found.n_pending, found.n_running) == (len(jobs) - len(on), len(on)), name
+        assert found.gpu_milli_used == sum(record.held_gpu_milli() for record in on)
+    assert cluster.engine.queue_figures(QueueName("nobody's")).n_running == 0
+
+
+def test_a_role_is_whole_unless_it_says_otherwise() -> None:
+    role = Role(name="worker", launch=Launch(command=("true",)), count=3)
+    assert (role.min_count, role.max_count) == (3, 3)
+    assert replace(role, min_count=0, max_count=5).min_count == 0
+    assert Role(name="w", launch=role.launch).min_count == 1

@@ -22,7 +22,6 @@ from scheduler.core.lifecycle import Changes, Lifecycle, starts_of
 from scheduler.core.model import (
     Amounts,
     JobId,
-    JobPhase,
     NodeName,
     Queue,
     QueueName,
@@ -171,18 +170,16 @@ class Engine:
         return [queue for queue in self._state.queues if queue is not None]
 
     def figures(self) -> dict[QueueName, QueueFigures]:
-        """Return what each queue holds, in one pass over the live jobs."""
-        counts = {queue.name: [0, 0, 0] for queue in self.queues()}
-        for record in self._state.records.values():
-            count = counts[record.job.spec.queue]
-            if record.phase in {JobPhase.RUNNING, JobPhase.STOPPING}:
-                count[1] += 1
-                count[2] += record.held_gpu_milli()
-            else:
-                count[0] += 1
+        """Return what each queue holds, counted in the columns of the live jobs."""
+        n_pending, n_running, gpu_milli = self._state.queue_counts()
         return {
-            name: QueueFigures(n_pending=pending, n_running=running, gpu_milli_used=gpu_milli)
-            for name, (pending, running, gpu_milli) in counts.items()
+            queue.name: QueueFigures(
+                n_pending=n_pending[number],
+                n_running=n_running[number],
+                gpu_milli_used=gpu_milli[number],
+            )
+            for number, queue in enumerate(self._state.queues)
+            if queue is not None
         }
 
     def queue_used(self) -> dict[QueueName, Amounts]:

@@ -155,20 +155,29 @@ class Launch:
     image: str = ""  # for executors that run containers
 
 
+AS_COUNT = -1
+"""The min or max count of a role that does not say: its count."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
     """A group of identical tasks in a job: worker, ps, driver, executor, replica.
 
     `min_count` start together or not at all; `count` are wanted; `max_count` bounds what
-    an update may ask for, and what an elastic job may grow to.
+    an update may ask for, and what an elastic job may grow to. Both are the count unless given.
     """
 
     name: str
     launch: Launch
     count: int = 1
-    min_count: int = 1
-    max_count: int = 1
+    min_count: int = AS_COUNT
+    max_count: int = AS_COUNT
     shape: Shape = Shape()
+
+    def __post_init__(self) -> None:
+        for field in ("min_count", "max_count"):
+            if getattr(self, field) == AS_COUNT:
+                object.__setattr__(self, field, self.count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,11 +84,15 @@ class _Together:
     def _order(self, snapshot: Snapshot, rows: Rows) -> Rows:
         """Serve as everybody came, but for who takes whose place within a policy."""
         served = rows[np.argsort(snapshot.jobs.sequence[rows])]
+        domain = self._domain[served]
+        is_left_out = np.zeros(len(served), np.bool_)
         for queue, scoped in self._scopes.items():
-            places = np.flatnonzero(self._domain[served] == queue)
+            places = np.flatnonzero(domain == queue)
             if len(places):
-                served[places] = self._rounds[queue].order(scoped, served[places])
-        return served
+                own = self._rounds[queue].order(scoped, served[places])
+                served[places[: len(own)]] = own
+                is_left_out[places[len(own) :]] = True
+        return served[~is_left_out]
 
     def _may_preempt(self, snapshot: Snapshot, row: int, running: Rows) -> Rows:
         """Let each policy rule among its own jobs."""

@@ -557,6 +557,22 @@ class ClusterState:
             self._columns = [*range(FIRST_TYPE), *(self._gpu_types[t] for t in gpu_types)]
         return self._tree
 
+    def queue_counts(self) -> tuple[list[int], list[int], list[int]]:
+        """Return, by number of the queue, jobs that wait, jobs that run, and GPUs they hold."""
+        jobs, n_queues = self._job_table, len(self.queues)
+        is_on = np.isin(
+            jobs.phase, [PHASE_CODE[JobPhase.RUNNING], PHASE_CODE[JobPhase.STOPPING]]
+        )
+        is_waiting = (jobs.phase >= 0) & ~is_on
+        return (
+            np.bincount(jobs.queue[is_waiting], minlength=n_queues).tolist(),
+            np.bincount(jobs.queue[is_on], minlength=n_queues).tolist(),
+            # Sums in floats are exact up to 2^53 thousandths.
+            np.bincount(jobs.queue[is_on], jobs.gpu_milli[is_on], n_queues)
+            .astype(np.int64)
+            .tolist(),
+        )
+
     def queue_used(self) -> IntColumn:
         """Return what live tasks of each queue and all below it use, in the tree's columns."""
         tree = self.tree
