@@ -237,7 +237,7 @@ def run(
             yield exactly if is_exact else in_whole_steps(job)
 
     outcome = simulate(cluster(experiment.gpus), coming(), policy_of(policy, rule))
-    ratios = fairness_ratios(outcome.jobs, seen, experiment.gpus)
+    ratios = fairness_ratios(outcome.jobs, seen[: len(outcome.jobs.key)], experiment.gpus)
     return figures(outcome, rule, experiment.window, ratios)
 
 

@@ -138,6 +138,8 @@ class Rounds:
     program: Fractions
     sees_speeds: bool = True
     fills: bool = True
+    skips: bool = False
+    """Whether rounds that are the same may be one; everybody must have a place."""
     n_jobs: int | None = None
     """How many jobs there will be, if anybody knows: once all have come, a round in which
     nobody runs is followed by a solve at once."""
@@ -235,12 +237,25 @@ class Rounds:
         self.began_s, self.ends_s = now_s, np.inf
         if len(runs):
             speeds = jobs.speeds[runs, jobs.on_type[runs]]
-            steps = np.minimum(np.floor(speeds * ROUND_S + ROUNDING), jobs.left[runs])
+            n_rounds = self._n_alike(now_s)
+            steps = np.floor(speeds * ROUND_S + ROUNDING) * n_rounds
+            steps = np.minimum(steps, jobs.left[runs])
             jobs.steps[runs] = steps
             jobs.until_s[runs] = now_s + steps / speeds
             self.ends_s = float(jobs.until_s[runs].max())
-            self.n_rounds += 1
-            self.n_turns += len(runs)
+            self.n_rounds += n_rounds
+            took_s = jobs.until_s[runs] - now_s
+            self.n_turns += int(np.ceil(took_s / ROUND_S - ROUNDING).clip(1).sum())
+
+    def _n_alike(self, now_s: float) -> int:
+        """Return how many rounds from now on are the same, so that they can be one.
+
+        Where nobody fills in and nobody is waiting for a turn, that is until the next solve.
+        """
+        if self.fills or not self.skips or self._solved_at_s == 0:
+            return 1
+        due_s = self._solved_at_s + SOLVE_EVERY_S
+        return max(1, int(np.ceil((due_s - now_s) / ROUND_S - ROUNDING)))
 
     def _solve(self, now_s: float, since_s: float) -> None:
         jobs = self._jobs
@@ -447,6 +462,7 @@ def rule_of(
         program=policy.program(tie_break),
         sees_speeds=policy.sees_speeds,
         fills=policy.fills,
+        skips=policy.sees_speeds and not restarts,
         n_jobs=n_jobs,
     )
     return GavelRule(rounds=rounds, until=until, restarts=restarts)
