@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from policies.scoring import best_fit
+from policies.scoring import best_fit, worst_fit
+from scheduler.core.draft import Space
 from scheduler.core.model import Gpu, Node, Shape
 from simulator.reproduction import __main__ as program
 from simulator.reproduction.comparison import Comparison, Table, Task, tables
@@ -21,6 +22,7 @@ from simulator.reproduction.fgd import (
     tied,
     workload_in,
 )
+from simulator.reproduction.migration import _Packed, fill_with_moves
 
 HALF = Shape(cpu_milli=1000, memory_mib=1, gpu_milli=500)
 WHOLE = Shape(cpu_milli=1000, memory_mib=1, gpus=1)
@@ -114,6 +116,29 @@ def test_published_figures_are_means_over_seeds(tmp_path):
             "\n".join([head, *rows, *other]) + "\n"
         )
     assert published(tmp_path, "default", "fgd").allocated == {60: 60.0, 100: 95.5, 130: 96.5}
+
+
+def test_a_pod_is_moved_if_that_lets_another_one_in():
+    # Two nodes of two GPUs; the first pods share them out so that a pair fits nowhere.
+    packed = _Packed(Space(columns(nodes()), worst_fit))
+    assert [packed.place(WHOLE), packed.place(WHOLE)] == [0, 1]
+    assert packed.place(PAIR) is None
+    assert packed.make_room(PAIR)
+    assert packed.space.nodes.device_used.sum() == 4000
+    assert sorted(len(held) for held in packed.held) == [1, 2]
+    assert not packed.make_room(PAIR), "all is full"
+    assert packed.space.nodes.device_used.sum() == 4000
+
+
+def test_pods_move_only_as_far_as_the_budget_goes():
+    pods = [WHOLE, WHOLE, PAIR]
+    seed = next(n for n in range(99) if arrivals(pods, seed=n, gpu_milli=4000)[-1] == PAIR)
+    still, moved = (
+        fill_with_moves(nodes(), pods, "worst-fit", seed=seed, budget=budget)
+        for budget in (0.0, 0.5)
+    )
+    assert (still.allocated, still.moved) == (50.0, 0.0)
+    assert (moved.allocated, moved.moved) == (100.0, pytest.approx(1 / 3))
 
 
 # Comparisons and documents
