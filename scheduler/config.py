@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -282,6 +283,7 @@ class DaemonConfig(_Section):
     cycle_s: PositiveFloat = 10.0  # the longest time between two decisions
     debounce_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.01
     dump_every_events: PositiveInt = 20_000
+    agent_timeout_s: NonNegativeFloat = 60.0  # of silence, then its node is down; 0: never
     nodes: tuple[NodeConfig, ...] = ()  # empty: this machine, as discovered
     local: LocalConfig = LocalConfig()
     limits: LimitsConfig = LimitsConfig()

@@ -59,7 +59,8 @@ class AgentService:
         for gpu in request.gpus:
             gpu.telemetry.at_s = gpu.telemetry.at_s or now_s
             figures[gpu.index] = gpu.telemetry
-        self._daemon.telemetry.put(node.node.name, figures)
+        heard_s = self._daemon.clock.monotonic_s()
+        self._daemon.telemetry.put(node.node.name, figures, heard_s=heard_s)
 
     async def _note_health(self, node: NodeView, request: agent_pb2.ReportRequest) -> None:
         is_healthy = list(node.gpu_is_healthy)

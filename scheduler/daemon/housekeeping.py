@@ -27,6 +27,9 @@ LOOK_S = 2.0
 RETENTION_INTERVAL_S = 3600.0
 DAY_S = 86_400.0
 
+SILENT = "its agent has not reported for"
+"""How the reason begins that is shown for a node whose agent went silent."""
+
 UNDECLARED = "no longer declared"
 """The reason shown for a closed node that left the configuration while tasks ran on it."""
 
@@ -49,6 +52,7 @@ class Housekeeping:
         self.dumped_revision = daemon.engine.revision
         self._retained_at_s = 0.0
         self._has_registered = False
+        self._looked_s = daemon.clock.monotonic_s()
 
     async def register_nodes(self) -> None:
         """Make the state's nodes those of the configuration; only differences are events."""
@@ -72,10 +76,15 @@ class Housekeeping:
         for node in self._nodes:
             known = daemon.engine.node(node.name)
             has_left = known is not None and known.reason == UNDECLARED
-            if known is None or known.node != node or not known.is_up or has_left:
+            is_down = known is not None and not known.is_up and not self._is_silent(known)
+            if known is None or known.node != node or is_down or has_left:
                 yield NodeRegistered(at_s=daemon.now_s(), node=node)
             if has_left:
                 yield NodeCordoned(at_s=daemon.now_s(), name=node.name, is_cordoned=False)
+
+    def _is_silent(self, view: NodeView) -> bool:
+        """Return whether a node is down until its agent reports again."""
+        return view.reason.startswith(SILENT) and self._daemon.config.agent_timeout_s > 0
 
     def _farewells(self) -> Iterator[Event]:
         """Yield what closes nodes that are no longer configured but still run tasks."""
@@ -107,10 +116,36 @@ class Housekeeping:
                 if not self._has_registered:
                     await self.register_nodes()
                 await self._remove_undeclared()
+                await self.mark_silent_nodes()
                 await self._dump_when_due()
                 await self._retain_when_due()
             except JournalUnavailable as error:
                 log.warning("upkeep is put off: %s", error)
+
+    async def mark_silent_nodes(self) -> None:
+        """Mark nodes down whose agents reported once and do not any more.
+
+        Their tasks stay bound: a node that cannot be heard may still run them. The next
+        report brings a node back.
+        """
+        daemon, timeout_s = self._daemon, self._daemon.config.agent_timeout_s
+        now_s = daemon.clock.monotonic_s()
+        late_s, self._looked_s = now_s - self._looked_s - LOOK_S, now_s
+        if late_s > LOOK_S:  # the whole daemon stood still, and heard nobody
+            daemon.telemetry.excuse(late_s)
+        if not timeout_s:
+            return
+        for name in daemon.telemetry.silent_since(now_s - timeout_s):
+            view = daemon.engine.node(name)
+            if view is None or not view.is_up:
+                continue
+            reason = f"{SILENT} {timeout_s:g} s"
+            log.warning("node %s is down: %s", name, reason)
+            sick = tuple(i for i, healthy in enumerate(view.gpu_is_healthy) if not healthy)
+            event = NodeHealthChanged(
+                at_s=daemon.now_s(), name=name, is_up=False, unhealthy_gpus=sick, reason=reason
+            )
+            await daemon.execute(event)
 
     async def dump(self) -> None:
         """Store the whole state, so that a replay starts here."""
