@@ -9,6 +9,7 @@ from policies.combination import scaled_by_name
 from policies.contest import ShareProgram
 from policies.fragmentation import Workload, fgd, workload_of
 from policies.goodput import Goodput
+from policies.locality import NOWHERE, DataMap, Locality
 from policies.orderings import (
     dominant_resource_fairness,
     first_come_first_served,
@@ -202,6 +203,7 @@ SCORES: Mapping[str, NodeScore] = {
     "gpu-packing": gpu_packing,
     "gpu-clustering": gpu_clustering,
     "price": Price(),
+    "locality": Locality(),
 }
 """The scores that look at a node and the task alone."""
 
@@ -217,6 +219,9 @@ TIMED_SCORES: Mapping[str, Callable[[float], NodeScore]] = {
 }
 """The scores that look at what happened until now."""
 
+LOCALITY = "locality"
+"""The score that looks at where data lies, of which a configuration tells."""
+
 Score = str | Mapping[str, float]
 """A score by its name, or several with their weights."""
 
@@ -228,7 +233,11 @@ def is_aimed(score: Score) -> bool:
 
 
 def policy_named(
-    name: str, *, score: Score | None = None, snapshot: Snapshot | None = None
+    name: str,
+    *,
+    score: Score | None = None,
+    snapshot: Snapshot | None = None,
+    data: DataMap = NOWHERE,
 ) -> Policy:
     """Return the policy of that name; InvalidInput names the ones there are.
 
@@ -236,7 +245,9 @@ def policy_named(
     ours for the jobs in them.
     """
     policy = replace(POLICIES.get(name) or _policy_from_outside(name), inside=POLICIES)
-    return policy if score is None else replace(policy, score=score_named(score, snapshot))
+    return (
+        policy if score is None else replace(policy, score=score_named(score, snapshot, data))
+    )
 
 
 def _policy_from_outside(name: str) -> Policy:
@@ -279,7 +290,9 @@ def _with_rounds(policy: Policy, change: Callable[[Rounds], Rounds]) -> Policy:
     return replace(policy, inside=inside, rounds=rounds)
 
 
-def score_named(name: Score, snapshot: Snapshot | None = None) -> NodeScore:
+def score_named(
+    name: Score, snapshot: Snapshot | None = None, data: DataMap = NOWHERE
+) -> NodeScore:
     """Return the score of that name; InvalidInput names the ones there are.
 
     A mapping of names to weights is their combination, each from 0 to 1 before it is weighed.
@@ -288,7 +301,9 @@ def score_named(name: Score, snapshot: Snapshot | None = None) -> NodeScore:
     and is the best fit as long as there are none. Ask again as the jobs change.
     """
     if not isinstance(name, str):
-        return scaled_by_name(_weights(name), lambda part: score_named(part, snapshot))
+        return scaled_by_name(_weights(name), lambda part: score_named(part, snapshot, data))
+    if name == LOCALITY:
+        return Locality(data=data)
     if name in SCORES:
         return SCORES[name]
     if name in TIMED_SCORES:

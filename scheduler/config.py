@@ -185,6 +185,15 @@ class LevelConfig(_Section):
         return self
 
 
+class DataConfig(_Section):
+    """Where data sets lie, for the score `locality`."""
+
+    # By level of the topology, `host` included: how fast the way into a domain is.
+    gbit_per_s: Mapping[str, PositiveFloat] = {}
+    # By data set, the places of its parts, which are of equal size: level to domain.
+    sets: Mapping[str, tuple[Mapping[str, str], ...]] = {}
+
+
 class LocalConfig(_Section):
     """How tasks run as processes of this machine."""
 
@@ -271,6 +280,7 @@ class DaemonConfig(_Section):
     # Where tasks go best: the name of a score, or several with their weights.
     score: Annotated[str | Mapping[str, float], AfterValidator(_known_score)] = "best-fit"
     backfill: BackfillConfig = BackfillConfig()
+    data: DataConfig = DataConfig()
     defragment: bool = True  # move jobs that keep checkpoints when that lets a wide one start
     topology: tuple[LevelConfig, ...] = tuple(  # outermost first; nodes are the level `host`
         LevelConfig(name=level.name, label=level.label) for level in DEFAULT_LEVELS
@@ -302,6 +312,19 @@ class DaemonConfig(_Section):
         counts = Counter(level.name for level in self.topology)
         if twice := [name for name, count in counts.items() if count > 1]:
             raise ValueError(f"topology: {twice[0]} is named twice")
+        return self
+
+    @model_validator(mode="after")
+    def _data_is_somewhere(self) -> Self:
+        names = [*(level.name for level in self.topology), HOST]
+        places = {
+            level for parts in self.data.sets.values() for part in parts for level in part
+        }
+        for level in sorted({*self.data.gbit_per_s, *places}):
+            if level not in names:
+                raise ValueError(
+                    f"data: {level} is no level; must be one of {', '.join(names)}"
+                )
         return self
 
     def levels(self) -> Levels:

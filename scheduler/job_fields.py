@@ -257,6 +257,10 @@ class JobEntry(TaskFields):
     topology_preferred: Annotated[
         str, Field(description="level of which as few domains as possible hold the tasks")
     ] = ""
+    inputs: Annotated[
+        dict[str, Memory],
+        Field(description="data sets that it reads, and how much of each: {imagenet: 150Gi}"),
+    ] = Field(default_factory=dict)
     topology_balanced: Annotated[
         bool, Field(description="spread evenly over as few domains as hold the tasks")
     ] = False

@@ -245,6 +245,7 @@ def _spec(
         topology_required=entry.topology_required,
         topology_preferred=entry.topology_preferred,
         topology_balanced=entry.topology_balanced,
+        inputs_mib=entry.inputs,
     )
 
 

@@ -13,9 +13,10 @@ import typer
 from scheduler.cli.errors import CommandError, ExitCode
 from scheduler.config import DaemonConfig, load_config
 from scheduler.core.errors import InvalidInput, SchedulerError
-from scheduler.core.model import Node
+from scheduler.core.model import HOST, Node
 
 if TYPE_CHECKING:
+    from policies.locality import DataMap
     from scheduler.clock import Clock
     from scheduler.core.ports import Policy
     from scheduler.core.snapshot import Snapshot
@@ -132,7 +133,9 @@ def policy_for(config: DaemonConfig, snapshot: "Snapshot | None" = None) -> "Pol
     from policies.registry import in_rounds_of, policy_named, weighing
     from scheduler.core.ports import Backfilling
 
-    policy = policy_named(config.policy, score=config.score, snapshot=snapshot)
+    policy = policy_named(
+        config.policy, score=config.score, snapshot=snapshot, data=_data_map(config)
+    )
     others = {name: policy_named(name) for name in config.queue_policies}
     policy = replace(policy, inside={**policy.inside, **others})
     terms = config.shares
@@ -145,6 +148,29 @@ def policy_for(config: DaemonConfig, snapshot: "Snapshot | None" = None) -> "Pol
         backfill_depth=config.backfill.depth,
         patience_s=config.backfill.patience_s,
         starvation_s=config.backfill.starvation_s,
+    )
+
+
+def _data_map(config: DaemonConfig) -> "DataMap":
+    """Return where data sets lie, by node labels."""
+    from policies.locality import BYTES_PER_GBIT, DataMap
+    from scheduler.core.topology import HOST_LABEL
+
+    labels = {**{level.name: level.label for level in config.levels()}, HOST: HOST_LABEL}
+    speeds = config.data.gbit_per_s
+    return DataMap(
+        places={
+            name: tuple(
+                tuple((label, part[level]) for level, label in labels.items() if level in part)
+                for part in parts
+            )
+            for name, parts in config.data.sets.items()
+        },
+        bytes_per_s=tuple(
+            (label, speeds[level] * BYTES_PER_GBIT)
+            for level, label in labels.items()
+            if level in speeds
+        ),
     )
 
 

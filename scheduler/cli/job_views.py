@@ -303,6 +303,8 @@ def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, Cell | str]]:
     yield "Total work", f"{spec.total_work:g}" if spec.total_work else ""
     yield "Elastic", _elastic(spec)
     yield "Topology", _topology(spec)
+    sizes = sorted(spec.inputs_mib.items())
+    yield "Reads", ", ".join(f"{memory_text(mib)} of {name}" for name, mib in sizes)
     if spec.deadline_at_s:
         yield "Deadline", moment_text(spec.deadline_at_s, now_s)
     yield "Exit code", exit_text(job)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import typer
 
 from scheduler.cli.errors import CommandError, ExitCode
-from scheduler.quantities import MILLI, Priority
+from scheduler.quantities import MILLI, Priority, parse_memory_mib
 from scheduler.wire import cluster_pb2 as pb
 
 
@@ -37,6 +37,7 @@ class SpecOptions:
     topology_required: str | None = None
     topology_preferred: str | None = None
     topology_balanced: bool | None = None
+    inputs: Sequence[str] = ()
     deadline_at_s: float | None = None
     start_after_s: float | None = None
     array_size: int | None = None
@@ -104,6 +105,11 @@ class SpecOptions:
         if self.kind is not None:
             spec.kind = pb.JobKind.Value(f"JOB_KIND_{self.kind.upper()}")
         spec.labels.update(pairs(self.labels, "--label"))
+        for data_set, size in pairs(self.inputs, "--input").items():
+            try:
+                spec.inputs_mib[data_set] = parse_memory_mib(size)
+            except ValueError as error:
+                raise typer.BadParameter(str(error), param_hint="--input") from None
         for gpu_type, speed in pairs(self.throughputs, "--throughput").items():
             try:
                 spec.throughputs[gpu_type] = float(speed)

@@ -236,6 +236,10 @@ def submit(
         str | None,
         typer.Option(metavar="LEVEL", help="Tasks in as few racks, ... as possible."),
     ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=SIZE", help="Data set it reads (repeatable)."),
+    ] = None,
     topology_balanced: Annotated[
         bool | None,
         typer.Option("--topology-balanced", help="As many tasks in each of them."),
@@ -337,6 +341,7 @@ def submit(
         topology_required=topology_required,
         topology_preferred=topology_preferred,
         topology_balanced=topology_balanced,
+        inputs=inputs or (),
         deadline_at_s=deadline,
         start_after_s=start_after,
         array_size=array,

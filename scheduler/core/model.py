@@ -138,6 +138,7 @@ class Shape:
     gpu_types: tuple[str, ...] = ()  # any of these; empty: any type
     node_labels: tuple[tuple[str, str], ...] = ()  # all of these, sorted by key
     tolerations: tuple[Toleration, ...] = ()
+    reads: tuple[tuple[str, int], ...] = ()  # data sets and MiB: the job's inputs, for scores
 
     @property
     def total_gpu_milli(self) -> int:
@@ -224,6 +225,7 @@ class JobSpec:
     topology_required: str = ""  # level of which one domain holds all tasks; empty: none
     topology_preferred: str = ""  # level of which as few domains as possible do
     topology_balanced: bool = False  # spread evenly over as few domains as hold them
+    inputs_mib: tuple[tuple[str, int], ...] = ()  # data sets that it reads, sorted by name
     elastic: bool = False  # the scheduler sizes its roles, within their min and max
     resize_cooldown_s: float = RESIZE_COOLDOWN_S  # between two resizes of its
     scaling: tuple[tuple[int, float], ...] = ()  # see `speed_up`; sorted by tasks

@@ -271,8 +271,15 @@ Gang = tuple[GangRole, ...]
 def gang_of(job: Job) -> Gang:
     """Return the job as placement sees it."""
     near = near_of(job.spec)
+    reads = job.spec.inputs_mib
     return tuple(
-        GangRole(name=r.name, shape=r.shape, min_count=r.min_count, count=r.count, near=near)
+        GangRole(
+            name=r.name,
+            shape=replace(r.shape, reads=reads) if reads else r.shape,
+            min_count=r.min_count,
+            count=r.count,
+            near=near,
+        )
         for r in job.spec.roles
     )
 

@@ -133,6 +133,7 @@ def spec_from(message: cluster_pb2.JobSpec, limits: Limits) -> JobSpec:
         topology_required=_level("topology_required", message.topology_required, limits),
         topology_preferred=_level("topology_preferred", message.topology_preferred, limits),
         topology_balanced=_balanced(message),
+        inputs_mib=_inputs(message, limits) if message.inputs_mib else (),
     )
 
 
@@ -144,6 +145,14 @@ def _throughputs(message: cluster_pb2.JobSpec, limits: Limits) -> tuple[tuple[st
         check_text("throughputs", gpu_type, limits.max_value_length)
         check_amount(f"throughputs[{gpu_type}]", speed)
     return tuple(sorted(message.throughputs.items()))
+
+
+def _inputs(message: cluster_pb2.JobSpec, limits: Limits) -> tuple[tuple[str, int], ...]:
+    check_count("inputs_mib", len(message.inputs_mib), limits.max_labels)
+    for name, mib in message.inputs_mib.items():
+        check_name("inputs_mib", name, limits.max_name_length)
+        check_int(f"inputs_mib[{name}]", mib, 1, limits.max_input_mib)
+    return tuple(sorted(message.inputs_mib.items()))
 
 
 def _level(field: str, name: str, limits: Limits) -> str:

@@ -78,6 +78,7 @@ def spec_message(spec: JobSpec) -> cluster_pb2.JobSpec:
         topology_required=spec.topology_required,
         topology_preferred=spec.topology_preferred,
         topology_balanced=spec.topology_balanced,
+        inputs_mib=dict(spec.inputs_mib),
     )
 
 

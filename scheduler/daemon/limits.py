@@ -52,6 +52,7 @@ class Limits:
     max_request_id_length: int = 128
     max_cpu_milli: int = 10_000_000
     max_memory_mib: int = 1 << 30
+    max_input_mib: int = 1 << 40
     max_gpus_per_task: int = 1_024
     max_priority: int = 1_000_000_000  # and its negative
     max_retries: int = 10_000

@@ -430,6 +430,26 @@ class JobSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class InputsMibEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
@@ -461,6 +481,7 @@ class JobSpec(_message.Message):
     TOPOLOGY_REQUIRED_FIELD_NUMBER: _builtins.int
     TOPOLOGY_PREFERRED_FIELD_NUMBER: _builtins.int
     TOPOLOGY_BALANCED_FIELD_NUMBER: _builtins.int
+    INPUTS_MIB_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: Global___JobKind.ValueType
     queue: _builtins.str
@@ -525,6 +546,10 @@ class JobSpec(_message.Message):
     def scaling(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
         """Work per second, in any unit, by number of tasks. Empty: proportional to them."""
 
+    @_builtins.property
+    def inputs_mib(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """data sets that it reads, and how much of each"""
+
     def __init__(
         self,
         *,
@@ -559,10 +584,11 @@ class JobSpec(_message.Message):
         topology_required: _builtins.str = ...,
         topology_preferred: _builtins.str = ...,
         topology_balanced: _builtins.bool = ...,
+        inputs_mib: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_resize_cooldown_s", b"_resize_cooldown_s", "_weight", b"_weight", "backoff_s", b"backoff_s", "grace_s", b"grace_s", "may_preempt", b"may_preempt", "preemptible", b"preemptible", "resize_cooldown_s", b"resize_cooldown_s", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_resize_cooldown_s", b"_resize_cooldown_s", "_weight", b"_weight", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "deadline_at_s", b"deadline_at_s", "dependencies", b"dependencies", "elastic", b"elastic", "expected_run_s", b"expected_run_s", "expected_run_spread", b"expected_run_spread", "grace_s", b"grace_s", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "may_preempt", b"may_preempt", "min_runtime_s", b"min_runtime_s", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "priority_class", b"priority_class", "queue", b"queue", "resize_cooldown_s", b"resize_cooldown_s", "roles", b"roles", "scaling", b"scaling", "start_after_s", b"start_after_s", "suspended", b"suspended", "throughputs", b"throughputs", "time_limit_s", b"time_limit_s", "topology_balanced", b"topology_balanced", "topology_preferred", b"topology_preferred", "topology_required", b"topology_required", "total_work", b"total_work", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_resize_cooldown_s", b"_resize_cooldown_s", "_weight", b"_weight", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "deadline_at_s", b"deadline_at_s", "dependencies", b"dependencies", "elastic", b"elastic", "expected_run_s", b"expected_run_s", "expected_run_spread", b"expected_run_spread", "grace_s", b"grace_s", "inputs_mib", b"inputs_mib", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "may_preempt", b"may_preempt", "min_runtime_s", b"min_runtime_s", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "priority_class", b"priority_class", "queue", b"queue", "resize_cooldown_s", b"resize_cooldown_s", "roles", b"roles", "scaling", b"scaling", "start_after_s", b"start_after_s", "suspended", b"suspended", "throughputs", b"throughputs", "time_limit_s", b"time_limit_s", "topology_balanced", b"topology_balanced", "topology_preferred", b"topology_preferred", "topology_required", b"topology_required", "total_work", b"total_work", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__backoff_s: _TypeAlias = _typing.Literal["backoff_s"]  # noqa: Y015
     _WhichOneofArgType__backoff_s: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s"]  # noqa: Y015
