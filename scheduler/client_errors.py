@@ -36,6 +36,8 @@ class ClientError(SchedulerError):
     @property
     def is_transient(self) -> bool:
         """Whether the same call may succeed later, without anybody changing anything."""
+        if self.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return self.retry_after_s > 0.0  # too many requests; else too much in one
         return self.code is grpc.StatusCode.UNAVAILABLE
 
 

@@ -210,6 +210,8 @@ class LimitsConfig(_Section):
     max_tasks_per_job: PositiveInt = 10_000
     max_array_size: PositiveInt = 10_000
     max_page_size: PositiveInt = 1_000
+    requests_per_s: NonNegativeFloat = 500.0  # of one caller who is no admin; 0: any number
+    request_burst: PositiveInt = 2_000  # so many at once, after a pause
 
 
 class SecurityConfig(_Section):

@@ -59,6 +59,8 @@ class Limits:
     max_duration_s: float = 10 * YEAR_S
     max_epoch_s: float = 253_402_300_800.0  # the end of the year 9999
     max_tail_lines: int = 1_000_000
+    requests_per_s: float = 500.0  # of one caller, see `rate_limit`; 0: any number
+    request_burst: int = 2_000
 
     @classmethod
     def from_config(cls, config: LimitsConfig) -> Self:

@@ -21,6 +21,7 @@ from scheduler.daemon.agent_rpc import AgentService
 from scheduler.daemon.audit import AuditLog
 from scheduler.daemon.limits import Limits
 from scheduler.daemon.logs import LogFiles, LogSource, TaskFolderLogs
+from scheduler.daemon.rate_limit import RateLimit
 from scheduler.daemon.rpc_calls import Audited, Calls, Method
 from scheduler.daemon.rpc_cluster import ClusterService
 from scheduler.daemon.rpc_jobs import JobService
@@ -65,14 +66,17 @@ class GrpcServer:
         limits = Limits.from_config(daemon.config.limits)
         self._guard = guard
         self._listen = daemon.config.listen
-        self._calls = Calls(guard, audit, metrics=daemon.metrics, clock=daemon.clock)
+        rate = RateLimit(limits, clock=daemon.clock)
+        self._calls = Calls(guard, audit, metrics=daemon.metrics, clock=daemon.clock, rate=rate)
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=_options(limits), maximum_concurrent_rpcs=limits.max_concurrent_rpcs
         )
         cluster = _cluster_methods(daemon, self._calls, limits=limits, logs=logs)
         agent = {
-            "Report": self._calls.unary(AgentService(daemon).report, agent_pb2.ReportRequest)
+            "Report": self._calls.unary(
+                AgentService(daemon).report, agent_pb2.ReportRequest, is_limited=False
+            )
         }
         self._server.add_generic_rpc_handlers(
             (

@@ -18,6 +18,7 @@ from scheduler.clock import Clock
 from scheduler.core.errors import InvalidInput
 from scheduler.daemon.audit import AuditLog
 from scheduler.daemon.metrics import Metrics
+from scheduler.daemon.rate_limit import RateLimit
 from scheduler.daemon.rpc_errors import Failure, RpcRefused, failure_of, trailers_of
 from scheduler.daemon.security import Caller, Guard
 
@@ -48,9 +49,16 @@ class Calls:
     """Turns the methods of services into handlers of a gRPC server."""
 
     def __init__(
-        self, guard: Guard, audit: AuditLog, *, metrics: Metrics, clock: Clock
+        self,
+        guard: Guard,
+        audit: AuditLog,
+        *,
+        metrics: Metrics,
+        clock: Clock,
+        rate: RateLimit,
     ) -> None:
         self._guard = guard
+        self._rate = rate
         self._audit = audit
         self._metrics = metrics
         self._clock = clock
@@ -69,13 +77,14 @@ class Calls:
         kind: type[Request],
         *,
         audited: Audited | None = None,
+        is_limited: bool = True,
     ) -> Method:
         """Return the handler of a method with one request and one response."""
 
         async def handle(request: Request | None, context: Context) -> Response:
             call: Call | None = None
             try:
-                call = self._call(context)
+                call = self._call(context, is_limited=is_limited)
                 response = await method(_parsed(request, kind), call)
             except asyncio.CancelledError:
                 # Whoever asked has left; it may have happened all the same.
@@ -209,13 +218,16 @@ class Calls:
                 detail=detail,
             )
 
-    def _call(self, context: Context) -> Call:
+    def _call(self, context: Context, *, is_limited: bool = True) -> Call:
         if self._is_stopping:
             raise RpcRefused(grpc.StatusCode.UNAVAILABLE, "the daemon is stopping")
         if self._guard.is_open:
             return Call(self._guard.local, context)
         metadata: Iterable[tuple[str, str | bytes]] = context.invocation_metadata() or ()
-        return Call(self._guard.caller(metadata, context.auth_context()), context)
+        caller = self._guard.caller(metadata, context.auth_context())
+        if is_limited:
+            self._rate.check(caller)
+        return Call(caller, context)
 
 
 def _parser(kind: type[Request]) -> Callable[[bytes], Request | None]:

@@ -2,7 +2,7 @@
 
 InvalidInput                        INVALID_ARGUMENT     BadRequest with the field
 CommandRefused                      by its `Refusal`     BadRequest with the field, if any
-RpcRefused                          its own code
+RpcRefused                          its own code     RetryInfo, where waiting helps
 Unauthenticated, PermissionDenied   of the same names
 JournalUnavailable                  UNAVAILABLE          RetryInfo
 WatchGone                           OUT_OF_RANGE
@@ -54,10 +54,18 @@ _CODE_OF_ERROR: dict[type[Exception], grpc.StatusCode] = {
 class RpcRefused(SchedulerError):
     """A refusal that is about the call itself: too many of them, no time left, not there."""
 
-    def __init__(self, code: grpc.StatusCode, message: str, *, field: str = "") -> None:
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        *,
+        field: str = "",
+        retry_after_s: float = 0.0,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.field = field
+        self.retry_after_s = retry_after_s
 
 
 class CommandRefused(SchedulerError):
@@ -81,7 +89,14 @@ class Failure:
 
 def failure_of(error: Exception) -> Failure:
     """Return how an error is told; one that nobody raised on purpose is logged."""
-    if isinstance(error, RpcRefused | CommandRefused):
+    if isinstance(error, RpcRefused):
+        return Failure(
+            code=error.code,
+            message=_cut(error),
+            field=error.field,
+            retry_after_s=error.retry_after_s,
+        )
+    if isinstance(error, CommandRefused):
         return Failure(code=error.code, message=_cut(error), field=error.field)
     if isinstance(error, sqlite3.Error):
         log.error("a read failed: %s", error)
