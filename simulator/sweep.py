@@ -102,7 +102,7 @@ def _in_order(cases: Sequence[Case], where: Where, board: "_Board") -> Iterator[
     is_local = where.engine is Engine.PROCESSES
     path = board.path if is_local else None  # other machines do not see this one's files
     found: list[tuple[int, Summary]] = []
-    streams = where.engine is not Engine.SPARK
+    streams = where.engine in {Engine.PROCESSES, Engine.DASK}  # others send all at the end
     parallel = Parallel(
         n_jobs=min(n_jobs, len(cases)) if n_jobs > 0 else n_jobs,
         batch_size=1,
