@@ -244,7 +244,7 @@ def _dots(comparison: Comparison, dimension: str, figure: str, title: str) -> Ch
             {
                 "type": "scatter", "mode": "markers", "name": name, "legendgroup": name,
                 "x": means, "y": [row + offset for row in range(len(groups))],
-                "customdata": groups,
+                "customdata": groups, "cliponaxis": False,
                 "marker": {"color": colour, "size": 10, "symbol": index % 8},
                 "error_x": {"array": half, "color": colour, "thickness": 1.6, "width": 0},
                 "hovertemplate": f"%{{customdata}}: %{{x:.3~g}} {scale.unit}"
