@@ -95,7 +95,11 @@ class Source:
             return read_trace(
                 self.path, self.format or None, assume=self.assume, skipped=skipped
             )
-        workload = scaled_to(preset(self.preset), self.scale_to_gpus or n_gpus)
+        n_gpus = self.scale_to_gpus or n_gpus
+        if n_gpus <= 0:
+            rule = f"has no GPUs, which the jobs of {self.preset} would ask for"
+            raise InvalidInput("cluster", rule)
+        workload = scaled_to(preset(self.preset), n_gpus)
         n_jobs = self.n_jobs if self._keeps_all else None
         until_s = math.inf if self.n_jobs is not None else self.after_s + self.span_s
         return generate(workload, seed=seed, n_jobs=n_jobs, until_s=until_s, assume=self.assume)

@@ -24,7 +24,6 @@ Mix = tuple[int, ...]
 """How many machines of each offer."""
 
 SECONDS_PER_HOUR = 3600.0
-_SOLVE_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,47 +167,107 @@ class Cheapest:
 
 
 def cheapest_mix(demand: Demand, inflation: Mapping[str, float] | None = None) -> Cheapest:
-    """Return the cheapest machines for the work, times `inflation` for some queues."""
-    duals = _least_cost(demand, inflation or {}, is_whole=False)
-    whole = _least_cost(demand, inflation or {}, is_whole=True)
-    return Cheapest(mix=whole.mix, unmet=whole.unmet, worth_usd_per_h=duals.worth_usd_per_h)
+    """Return the cheapest whole machines for the work, times `inflation` for some queues.
+
+    By branch and bound over the program. Of a hard one the best of a fixed number of branches
+    is taken: a search over simulations comes after it anyway.
+    """
+    program = _LeastCost(demand, inflation or {})
+    root = program.solved(program.low, program.high)
+    best, best_mix = program.rounded(root), program.ceiling(root)
+    waiting = [(program.low, program.high, root)]
+    for _ in range(_MOST_BRANCHES):
+        if not waiting:
+            break
+        low, high, relaxed = waiting.pop()
+        split = _most_fractional(relaxed.nodes)
+        if split is None or relaxed.usd >= best - 1e-9:
+            continue
+        whole = math.floor(relaxed.nodes[split])
+        for less, more in (
+            (low, _put(high, split, whole)),
+            (_put(low, split, whole + 1), high),
+        ):
+            branch = program.solved(less, more)
+            if branch.usd < best - 1e-9:
+                waiting.append((less, more, branch))
+                if program.rounded(branch) < best - 1e-9:
+                    best, best_mix = program.rounded(branch), program.ceiling(branch)
+    return Cheapest(mix=best_mix, unmet=root.unmet, worth_usd_per_h=root.worth)
 
 
-def _least_cost(demand: Demand, inflation: Mapping[str, float], *, is_whole: bool) -> Cheapest:
-    """Minimise the cost of machines that do all classes of work within the span."""
-    n_classes, n_offers = len(demand.classes), len(demand.offers)
-    if not n_classes:
-        low = tuple(offer.low for offer in demand.offers)
-        return Cheapest(mix=low, unmet=0.0, worth_usd_per_h=(0.0,) * n_offers)
-    takes, can_run = _table(demand, inflation)
-    lp = LinearProgram(part=n_classes * n_offers, nodes=n_offers, unmet=n_classes)
-    lp.bound(
-        "nodes",
-        lower=[offer.low for offer in demand.offers],
-        upper=[offer.high for offer in demand.offers],
-    )
-    lp.bound("part", upper=can_run.ravel().astype(float))
-    each = sparse.kron(sparse.eye_array(n_classes), np.ones((1, n_offers)))
-    lp.at_least({"part": each, "unmet": sparse.eye_array(n_classes)}, 1.0, name="work")
-    used, room = _capacity(demand, takes)
-    owned = _owned(demand)
-    lp.at_most({"part": used, "nodes": -room}, owned, name="capacity")
-    if is_whole:
-        lp.whole("nodes")
-    most = float(demand.prices @ [offer.high for offer in demand.offers])
-    cost = {"nodes": demand.prices, "unmet": np.full(n_classes, 10.0 * most + 1.0)}
-    found = lp.minimize(cost, time_limit_s=_SOLVE_LIMIT_S)
-    if not found.found:
-        high = tuple(offer.high for offer in demand.offers)
-        return Cheapest(mix=high, unmet=0.0, worth_usd_per_h=(0.0,) * n_offers)
-    worth = (0.0,) * n_offers
-    if "capacity" in found.prices:
-        worth = tuple((-found.prices["capacity"] * np.diag(room.toarray())).tolist())
-    return Cheapest(
-        mix=tuple(round(n) for n in np.ceil(found["nodes"] - 1e-6).tolist()),
-        unmet=float(found["unmet"].mean()),
-        worth_usd_per_h=worth,
-    )
+_MOST_BRANCHES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Relaxed:
+    """The cheapest machines if parts of one could be had; infinite if there are none."""
+
+    usd: float
+    nodes: Floats
+    unmet: float = 0.0
+    worth: tuple[float, ...] = ()
+
+
+class _LeastCost:
+    """The program: minimise the cost of machines that do all work within the span."""
+
+    def __init__(self, demand: Demand, inflation: Mapping[str, float]) -> None:
+        self._demand = demand
+        self._takes, self._can_run = _table(demand, inflation)
+        self.low = np.array([float(offer.low) for offer in demand.offers])
+        self.high = np.array([float(offer.high) for offer in demand.offers])
+        self._unmet_usd = 10.0 * float(demand.prices @ self.high) + 1.0
+
+    def solved(self, low: Floats, high: Floats) -> _Relaxed:
+        """Solve it with the machines between bounds."""
+        n_classes, n_offers = self._takes.shape
+        if (low > high).any():
+            return _Relaxed(math.inf, low)
+        if not n_classes:
+            return _Relaxed(float(self._demand.prices @ low), low, 0.0, (0.0,) * n_offers)
+        lp = LinearProgram(part=n_classes * n_offers, nodes=n_offers, unmet=n_classes)
+        lp.bound("nodes", lower=low, upper=high)
+        lp.bound("part", upper=self._can_run.ravel().astype(float))
+        each = sparse.kron(sparse.eye_array(n_classes), np.ones((1, n_offers)))
+        lp.at_least({"part": each, "unmet": sparse.eye_array(n_classes)}, 1.0, name="work")
+        used, room = _capacity(self._demand, self._takes)
+        lp.at_most({"part": used, "nodes": -room}, _owned(self._demand), name="capacity")
+        cost = {"nodes": self._demand.prices, "unmet": np.full(n_classes, self._unmet_usd)}
+        found = lp.minimize(cost)
+        if not found.found:
+            return _Relaxed(math.inf, high)
+        worth = -found.prices["capacity"] * np.diag(room.toarray())
+        return _Relaxed(
+            found.value, found["nodes"], float(found["unmet"].mean()), tuple(worth.tolist())
+        )
+
+    def ceiling(self, relaxed: _Relaxed) -> Mix:
+        """Return the machines with parts of one made whole: they do as much work."""
+        return tuple(round(count) for count in np.ceil(relaxed.nodes - _WHOLE).tolist())
+
+    def rounded(self, relaxed: _Relaxed) -> float:
+        """Return what that costs."""
+        if math.isinf(relaxed.usd):
+            return math.inf
+        more = np.ceil(relaxed.nodes - _WHOLE) - relaxed.nodes
+        return relaxed.usd + float(self._demand.prices @ more)
+
+
+_WHOLE = 1e-6
+"""A count that is as close to a whole number is one."""
+
+
+def _most_fractional(nodes: Floats) -> int | None:
+    distance = np.abs(nodes - np.round(nodes))
+    row = int(distance.argmax()) if len(distance) else 0
+    return row if len(distance) and distance[row] > _WHOLE else None
+
+
+def _put(values: Floats, row: int, value: float) -> Floats:
+    changed: Floats = values.copy()
+    changed[row] = value
+    return changed
 
 
 def worths(
@@ -239,9 +298,7 @@ def worths(
     lp.at_most(
         {"part": used}, per_node * np.array(mix, float) + _owned(demand), name="capacity"
     )
-    found = lp.maximize(
-        {"scale": 1.0, "others": 1e-3 if counts.all() else 10.0}, time_limit_s=_SOLVE_LIMIT_S
-    )
+    found = lp.maximize({"scale": 1.0, "others": 1e-3 if counts.all() else 10.0})
     if not found.found:
         return (0.0,) * n_offers
     gain = found.prices["capacity"] * per_node

@@ -182,6 +182,7 @@ def test_who_goes_by_estimates_without_any_is_told():
         (("--preset", "philly"), "one of --trace and --preset"),
         (("--load", "0"), "--load 0: must be above 0"),
         (("--sample", "2"), "--sample 2: must be above 0 and at most 1"),
+        (("--estimates", "-1"), "--estimates -1: must not be negative"),
         (("--until", "90"), "90 of what? write 90s, 90m or 90h"),
         (("--queue", "nobody"), "no jobs in it, or none left"),
         (("--format", "xls"), "no format 'xls'"),
@@ -201,6 +202,12 @@ def test_a_preset_needs_an_end():
     result = lepton("simulate", "--cluster", "1x8xT4", "--preset", "philly")
 
     assert (result.exit_code, "--jobs" in result.stderr) == (64, True)
+
+
+def test_a_preset_needs_gpus():
+    result = lepton("simulate", "--cluster", "1x0xcpu", "--preset", "philly", "--jobs", "5")
+
+    assert (result.exit_code, "has no GPUs" in result.stderr) == (64, True)
 
 
 def test_a_bad_cluster_file_is_told_by_line(files: Path):

@@ -8,6 +8,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Iterator
@@ -171,3 +172,17 @@ def test_columns_that_differ_stay_and_the_widest_gives_way_first():
     ]
     assert table_lines(columns, rows[:1], width=30)[0] == "NAME  N  WHY"
     assert "EXTRA" in table_lines(columns, rows, width=30, is_wide=True)[0]
+
+
+def test_what_libraries_print_is_no_result():
+    program = (
+        "import os\n"
+        "from scheduler.cli.terminal import libraries_aside, say\n"
+        "say('before')\n"
+        "with libraries_aside():\n"
+        "    os.write(1, b'noise')\n"
+        "say('after')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert (ran.stdout, ran.stderr) == ("before\nafter\n", "noise")

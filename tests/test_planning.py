@@ -156,6 +156,32 @@ def test_work_goes_where_it_is_cheapest_per_gpu_hour():
     assert cheapest_mix(demand(offers, {"q": [math.inf, 20.0]})).mix == (0, 3)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_machines_are_whole_and_as_cheap_as_whole_machines_can_be(seed: int):
+    draw = random.Random(seed)
+    offers = [
+        offer(f"t{i}", gpus=draw.choice([1, 4, 8]), usd_per_h=draw.uniform(1, 20), high=5)
+        for i in range(3)
+    ]
+    work = demand(offers, {"q": [draw.uniform(4, 40) for _ in offers]})
+    [asked] = work.classes
+
+    def is_done(mix: tuple[int, ...]) -> bool:
+        return sum(
+            n * o.n_gpus * 3600 / gpu_s
+            for n, o, gpu_s in zip(mix, offers, asked.gpu_s, strict=True)
+        ) >= 1 - 1e-9  # fmt: skip
+
+    mixes = itertools.product(range(6), repeat=3)
+    best = min((work.cost(mix) for mix in mixes if is_done(mix)), default=None)
+    cheapest = cheapest_mix(work)
+
+    assert (cheapest.unmet > 1e-9) == (best is None)
+    if best is not None:
+        assert is_done(cheapest.mix)
+        assert work.cost(cheapest.mix) == pytest.approx(best)
+
+
 def test_work_beyond_the_bounds_is_left_undone_and_told():
     cheapest = cheapest_mix(demand([offer("a", high=2)], {"q": [32.0]}))
 

@@ -9,7 +9,7 @@ import typer
 from scheduler.cli import trace_options as opts
 from scheduler.cli.errors import CommandError, ExitCode
 from scheduler.cli.output import Format
-from scheduler.cli.terminal import note
+from scheduler.cli.terminal import libraries_aside, note
 
 if TYPE_CHECKING:
     from simulator.cases import Case
@@ -196,7 +196,7 @@ def _planned(asked: dict[str, Any], goals: "Sequence[Goal]", where: "Where") -> 
         there = SimulatedCluster(pools=(*owned.pools, *bought), queues=owned.queues)
         return replace(bare, cluster=there, seed=seed)
 
-    with progress_bar("planning", unit="mixes") as bar:
+    with libraries_aside(), progress_bar("planning", unit="mixes") as bar:
         answered = _answering(goals, case, values, seeds=asked["seeds"], where=where, bar=bar)
         found = driven(search, answered)
     queues = {g.queue for g in goals}

@@ -12,7 +12,7 @@ from typing import Any
 
 from scheduler.cli.errors import CommandError, ExitCode
 from scheduler.cli.progress import nobody_looks, progress_bar
-from scheduler.cli.terminal import note
+from scheduler.cli.terminal import libraries_aside, note
 from scheduler.core.errors import InvalidInput, SchedulerError
 from scheduler.quantities import parse_duration_s
 from simulator.cases import Case, Deciding, Source, deciding, n_jobs_of
@@ -159,6 +159,9 @@ def _check_trace(asked: Mapping[str, Any]) -> None:
             raise CommandError(
                 f"--{name} {asked[name]:g}: must be above 0", code=ExitCode.USAGE
             )
+    if (asked["estimates"] or 0.0) < 0:
+        rule = f"--estimates {asked['estimates']:g}: must not be negative"
+        raise CommandError(rule, code=ExitCode.USAGE)
     if not 0 < asked["sample"] <= 1:
         rule = f"--sample {asked['sample']:g}: must be above 0 and at most 1"
         raise CommandError(rule, code=ExitCode.USAGE)
@@ -212,7 +215,7 @@ def read_where(engine: str, address: str, workers: int) -> Where:
 
 def run_all(cases: Sequence[Case], where: Where, *, text: str) -> list[Summary]:
     """Run the cases under a bar of jobs."""
-    with progress_bar(text, unit="jobs") as bar:
+    with libraries_aside(), progress_bar(text, unit="jobs") as bar:
         if nobody_looks():
             return sweep(cases, where)
         total = 2.0 * len(cases) * n_jobs_of(cases[0])  # reads them all, under the bar

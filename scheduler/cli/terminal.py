@@ -80,6 +80,23 @@ def write_bytes(data: bytes) -> None:
         raise ReaderGone from None
 
 
+@contextmanager
+def libraries_aside() -> Iterator[None]:
+    """Send what libraries print by themselves to stderr: HiGHS does, into our JSON."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no stdout
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def note(text: str, style: str = "") -> None:
     """Tell the user something that is not the result, on stderr."""
     sys.stdout.flush()
