@@ -10,6 +10,9 @@ from scheduler.core.errors import InvalidInput
 
 Floats = NDArray[np.float64]
 
+MOST_INTERVALS = 10_000_000
+"""Longer loads are mistakes: of a moment, or of a unit."""
+
 _HOUR_S = 3600.0
 _FEWEST_GAPS = 10  # with fewer gaps in an interval their variation says nothing
 
@@ -62,6 +65,9 @@ def binned(requests: Requests, every_s: float) -> Load:
     if not len(requests.at_s):
         raise InvalidInput("requests", "there are none")
     first_s = float(requests.at_s[0] // every_s) * every_s
+    if requests.at_s[-1] - first_s > every_s * MOST_INTERVALS:
+        rule = f"{requests.at_s[-1] - first_s:.3g} s in intervals of {every_s:g} s are too many"
+        raise InvalidInput("at_s", rule)
     place = ((requests.at_s - first_s) // every_s).astype(np.int64)
     n = int(place[-1]) + 1
     count = np.bincount(place, minlength=n).astype(np.float64)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scheduler.core.errors import InvalidInput
 from scheduler.core.model import MILLI, Gpu, Node, NodeName, Queue, QueueName
 from simulator.cluster import SimulatedCluster, cluster_of
 from simulator.traces import openb
@@ -35,6 +36,7 @@ _PRODUCT = (
 )
 _CORES_PER_GPU, _MIB_PER_GPU = 8, 64 * 1024
 _GIB = 1024  # MiB
+_MOST_NODES, _MOST_GPUS = 1_000_000, 1024  # more are mistakes
 
 _Found = tuple[list[Node], list[Queue]]
 
@@ -45,7 +47,10 @@ def read_cluster(path: Path | str, *, assume: Assumptions | None = None) -> Simu
     shown = opening(source.path)
     for recognises, read in _READERS:
         if recognises(shown):
-            nodes, queues = read(source, assume or Assumptions())
+            try:
+                nodes, queues = read(source, assume or Assumptions())
+            except InvalidInput as error:
+                raise source.error(str(error)) from error
             if not nodes:
                 raise source.error("there are no nodes in it")
             return cluster_of(nodes, queues)
@@ -85,7 +90,7 @@ def _philly_machines(source: Source, assume: Assumptions) -> _Found:
         text = row.text("single GPU mem").strip()
         try:
             gpu_mib = round(float(text.upper().removesuffix("GB")) * _GIB)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise row.error(f"{text!r} is not an amount in GB", "single GPU mem") from None
         n_gpus = row.whole("number of GPUs")
         nodes.append(_node(row.text("machineId"), text, n_gpus, gpu_mib=gpu_mib))
@@ -112,6 +117,8 @@ def _helios(source: Source, assume: Assumptions) -> _Found:
 def _partitioned(sizes: dict[str, int], assume: Assumptions) -> _Found:
     per_node = assume.gpus_per_node
     n_nodes = sum(math.ceil(n_gpus / per_node) for n_gpus in sizes.values())
+    if n_nodes > _MOST_NODES:
+        raise InvalidInput("nodes", f"{n_nodes} are too many")
     nodes = [_node(f"node-{i}", "GPU", per_node) for i in range(n_nodes)]
     queues = []
     for name, n_gpus in sizes.items():
@@ -168,6 +175,8 @@ def _node(
     gpu_mib: int = 0,
     labels: tuple[tuple[str, str], ...] = (),
 ) -> Node:
+    if n_gpus > _MOST_GPUS:
+        raise InvalidInput(f"node {name}", f"{n_gpus} GPUs are too many")
     return Node(
         name=NodeName(name),
         cpu_milli=cpu_milli or n_gpus * _CORES_PER_GPU * MILLI,

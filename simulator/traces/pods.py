@@ -58,7 +58,10 @@ def quantity(text: str) -> float:
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a quantity")
-    return float(match[1]) * _UNITS[match[2] or ""]
+    number = float(match[1]) * _UNITS[match[2] or ""]
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is too much")
+    return number
 
 
 def jobs_of_pods(pods: Iterable[Pod], assume: Assumptions, skipped: Counter[str]) -> TraceJobs:

@@ -7,6 +7,7 @@ labels that kube-state-metrics gives. Needed: `kube_pod_start_time`, `kube_pod_c
 last value counts.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -81,6 +82,8 @@ def _hear(pods: dict[tuple[str, str], Pod], series: _Series) -> None:
     pod_name = labels.get("exported_pod") or labels["pod"]
     pod = pods.setdefault((namespace, pod_name), Pod(namespace=namespace, name=pod_name))
     number = float(sample[1])
+    if not math.isfinite(number):
+        raise ValueError(f"{sample[1]!r} is not a finite number")
     if name in _MOMENTS:
         setattr(pod, _MOMENTS[name], number)
     elif name == "kube_pod_container_resource_requests":

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from simulator.load import Load, Requests, binned
+from scheduler.core.errors import InvalidInput
+from simulator.load import MOST_INTERVALS, Load, Requests, binned
 from simulator.queueing import scv_of_many
 from simulator.traces.source import Opening, Row, Source, TraceError, opening
 
@@ -66,7 +67,10 @@ def read_load(
     source = Source(Path(path))
     if opening(source.path).has_columns(*_SERVEGEN):
         return _servegen(source, frozenset(models), tokens or TokenCounts())
-    return binned(read_requests(path), every_s)
+    try:
+        return binned(read_requests(path), every_s)
+    except InvalidInput as error:
+        raise source.error(str(error)) from error
 
 
 def _azure(row: Row) -> tuple[float, float, float]:
@@ -103,6 +107,8 @@ def _servegen(source: Source, models: frozenset[str], tokens: TokenCounts) -> Lo
         raise source.error(
             f"there are no clients of {', '.join(sorted(models)) or 'any model'}"
         )
+    if max(rates) - min(rates) > INTERVAL_S * MOST_INTERVALS:
+        raise source.error(f"goes from {min(rates):g} to {max(rates):g}", column="timestamp")
     begins_s = np.arange(min(rates), max(rates) + 1, INTERVAL_S)
     n_clients = max(map(len, rates.values()))
     cube = np.zeros((2, n_clients, len(begins_s)))

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 import msgspec
 
 from scheduler.core.errors import SchedulerError
+from scheduler.quantities import MOST
 
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _HEAD_LINES = 50
@@ -121,6 +122,8 @@ class Source:
             reader = csv.reader(text)
             first = list(header) or next(reader, [])
             columns = {name.strip(): number for number, name in enumerate(first)}
+            if len(columns) < len(first):
+                raise self.error("two columns have one name", line=reader.line_num)
             for cells in reader:
                 if len(cells) == len(columns):
                     yield Row(self, reader.line_num, columns, cells)
@@ -203,6 +206,8 @@ class Row:
         number = self.amount(column, default)
         if number != int(number):
             raise self.error(f"{number:g} is not a whole number", column)
+        if number > MOST:
+            raise self.error(f"{number:g} is too large", column)
         return int(number)
 
     def moment(self, column: str) -> float:

@@ -6,6 +6,7 @@ a processor becomes a GPU, or with `processors_are_gpus` off a core, so that the
 sizes and times can be tried here.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -99,9 +100,12 @@ def _parsed(source: Source, number: int, cells: Sequence[str]) -> _Line:
     values = []
     for place in _PLACES:
         try:
-            values.append(float(cells[place]))
+            value = float(cells[place])
         except ValueError:
-            raise _not_a_number(source, number, place, cells[place]) from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise _not_a_number(source, number, place, cells[place])
+        values.append(value)
     job, submit, run, given, asked, time, memory, status, user, queue = values
     return _Line(
         int(job), submit, run, int(given), int(asked), time, memory,
@@ -119,11 +123,13 @@ def _unix_start(source: Source, number: int, comment: str) -> float:
     if name != "UnixStartTime":
         return 0.0
     try:
-        return float(value)
+        begins_at_s = float(value)
     except ValueError:
-        raise source.error(
-            f"{value.strip()!r} is not a number", line=number, column="UnixStartTime"
-        ) from None
+        begins_at_s = math.nan
+    if not math.isfinite(begins_at_s):
+        message = f"{value.strip()!r} is not a number"
+        raise source.error(message, line=number, column="UnixStartTime")
+    return begins_at_s
 
 
 def _recognises(shown: Opening) -> bool:
