@@ -19,7 +19,7 @@ from scheduler.core.errors import InvalidInput
 from scheduler.core.model import JobKind, JobPhase
 from scheduler.core.placement import Shortfall, Want, place_gang
 from scheduler.core.plan import Cause, Plan
-from scheduler.core.preemption import CPU_WEIGHT, RESTART_S
+from scheduler.core.preemption import CPU_WEIGHT, MOST_CEILINGS, RESTART_S, ceilings_of
 
 
 class TestRegistry:
@@ -192,7 +192,9 @@ def most_tasks(cluster: Cluster, row: int, role: object) -> int:
     return n_tasks
 
 
-def crowded_cluster(draw: random.Random, *, n_nodes: int = 2) -> Cluster:
+def crowded_cluster(
+    draw: random.Random, *, n_nodes: int = 2, priorities: tuple[int, ...] = (0,)
+) -> Cluster:
     """Return a cluster full of jobs that have run, and saved their work, at odd times."""
     cluster = Cluster()
     cluster.add_nodes(n_nodes, gpus=3, cpus=8, memory_mib=100, gpu_memory_mib=1000)
@@ -205,8 +207,10 @@ def crowded_cluster(draw: random.Random, *, n_nodes: int = 2) -> Cluster:
             memory_mib=draw.choice([0, 20]),
             preemptible=draw.random() < 0.9,
             checkpoint_interval_s=draw.choice([0, 0, 25]),
+            priority=draw.choice(priorities) if len(priorities) > 1 else priorities[0],
         )
         cluster.cycle()
+        cluster.let_go()
         cluster.advance(draw.choice([0, 10, 50]))
     return cluster
 
@@ -258,6 +262,91 @@ def cheapest_victims(cluster: Cluster, shape: dict[str, object]) -> float:
         if fits_without(cluster, names, shape):
             return sum(costs[name] for name in names)
     return math.inf
+
+
+def mildest_victims(cluster: Cluster, shape: dict[str, object]) -> tuple[float, float]:
+    """Return the least highest priority that must be stopped, and then the least lost work."""
+    running = {
+        cluster.names[record.id]: record.job.spec.priority
+        for record in cluster.engine.jobs()
+        if record.phase is JobPhase.RUNNING and record.job.spec.preemptible
+    }
+    costs = {name: cost(cluster, name) for name in running}
+
+    def harm(names: tuple[str, ...]) -> tuple[float, float]:
+        worst = max((running[name] for name in names), default=-math.inf)
+        return worst, sum(costs[name] for name in names)
+
+    sets = itertools.chain.from_iterable(
+        itertools.combinations(running, n) for n in range(len(running) + 1)
+    )
+    for names in sorted(sets, key=harm):
+        if fits_without(cluster, names, shape):
+            return harm(names)
+    return math.inf, math.inf
+
+
+class TestLowestPrioritiesFirst:
+    def test_the_lower_one_makes_room_whatever_it_loses(self) -> None:
+        cluster = Cluster("priority")
+        cluster.add_nodes(2, gpus=1)
+        cluster.submit("low", gpus=1)
+        cluster.settle()
+        cluster.advance(10_000)
+        cluster.submit("middle", gpus=1, priority=5)
+        cluster.settle()
+        cluster.submit("high", gpus=1, priority=9)
+        assert list(cluster.cycle().evicted) == ["low"]
+        cluster.validate()
+
+    def test_more_go_only_if_the_lowest_do_not_suffice(self) -> None:
+        cluster = Cluster("priority")
+        cluster.add_nodes(1, gpus=3)
+        for name, priority in (("low", 0), ("middle", 1), ("upper", 2)):
+            cluster.submit(name, gpus=1, priority=priority)
+            cluster.settle()
+        cluster.submit("high", gpus=2, priority=9)
+        assert sorted(cluster.cycle().evicted) == ["low", "middle"]
+
+    @pytest.mark.parametrize("queue", [{}, {"weight": 2.0}])
+    def test_the_next_in_line_goes_on_where_the_last_one_stopped(
+        self, queue: dict[str, float]
+    ) -> None:
+        cluster = Cluster("priority")
+        cluster.add_nodes(1, gpus=6)
+        cluster.put_queue("a", **queue)
+        for i in range(6):
+            cluster.submit(f"job-{i}", queue="a", gpus=1, priority=i // 2)
+        cluster.settle()
+        for i in range(3):
+            cluster.submit(f"high-{i}", queue="a", gpus=1, priority=9)
+        assert sorted(cluster.cycle().evicted) == ["job-0", "job-1", "job-3"]
+        cluster.validate()
+
+    def test_of_many_priorities_some_are_taken_together(self) -> None:
+        assert ceilings_of(np.array([3, 1, 1, 2])) == [1, 2, 3]
+        ceilings = ceilings_of(np.arange(1000))
+        assert len(ceilings) == MOST_CEILINGS
+        assert (ceilings[0], ceilings[-1]) == (0, 999)
+        assert ceilings == sorted(ceilings)
+
+    @pytest.mark.parametrize("seed", range(30))
+    def test_one_task_stops_the_mildest_set_there_is(self, seed: int) -> None:
+        draw = random.Random(seed)
+        cluster = crowded_cluster(draw, priorities=(0, 1, 2))
+        shape = {"gpus": draw.choice([1, 2, 0.5]), "cpus": draw.choice([1, 3])}
+        best = mildest_victims(cluster, shape)
+        for record in list(cluster.engine.jobs()):
+            if record.phase is JobPhase.PENDING:
+                cluster.cancel(cluster.names[record.id])
+        cluster.submit("asks", priority=9, **shape)
+        plan = cluster.decide()
+        victims = [cluster.names[e.job_id] for e in plan.evictions]
+        if not victims:
+            assert best[1] in {0, math.inf}
+            return
+        worst = max(cluster.job(name).job.spec.priority for name in victims)
+        assert (worst, cost_of_plan(cluster, plan)) == pytest.approx(best)
 
 
 class Stream:

@@ -210,10 +210,9 @@ class _Cycle:
         self._snapshot = snapshot
         self._policy = policy
         self._draft = (books or Books()).draft_of(snapshot, policy.score, policy.levels)
+        are_alike = self._round is None or self._round.are_equals_alike
         self._preemption = Preemption(
-            self._draft,
-            policy.may_preempt,
-            are_equals_alike=self._round is None or self._round.are_equals_alike,
+            self._draft, policy.may_preempt, are_equals_alike=are_alike
         )
         self._placements: list[Placement] = []
         self._evictions: list[Eviction] = []
@@ -228,7 +227,9 @@ class _Cycle:
         # None: no queue is guaranteed anything, limited, bound, or weighs more than another.
         self._quotas = Quotas(snapshot) if snapshot.tree.is_governed else None
         if self._quotas is not None:
-            self._reclaim = Reclaim(self._draft, self._quotas, policy.may_preempt)
+            self._reclaim = Reclaim(
+                self._draft, self._quotas, policy.may_preempt, are_equals_alike=are_alike
+            )
         self._shrinking = Shrinking(
             self._draft,
             self._quotas,

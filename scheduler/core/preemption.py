@@ -1,6 +1,7 @@
 """Making room: whom to stop so that a waiting gang fits, at the least lost work.
 
-Task by task the cheapest offer is taken on the later books until the gang fits; then there is a
+First among those of the lowest priority, then of the next, too, until it fits: task by task the
+cheapest offer is taken on the later books until the gang fits; then there is a
 reprieve: from the dearest on, every victim that turns out not to be needed is spared. For a job
 of one task the first offer is the optimum. What does not help is never stopped.
 """
@@ -42,10 +43,15 @@ SUBTREES_TRIED = 8
 """Subtrees in which room is looked for, the cheapest by estimate first."""
 
 ANYWHERE = -1
+ANY_PRIORITY = 1 << 62
 
-Right = tuple[int, int, int, int]
+MOST_CEILINGS = 16
+"""Priorities up to which victims are looked for, one after the other; if there are more, some
+are taken together."""
+
+Right = tuple[int, int, int, int, int]
 """Gang, queue and priority: jobs of equal right may stop the same others for the same need.
-The last number is that of the subtree."""
+Then the priority up to which they are looked for, and the number of the subtree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class Preemption:
         self._held: Holdings | None = None  # by fair game, made when somebody asks
         self._cost_gpu_s = np.zeros(0)  # by job row
         self._n_looks = 0
+        self._ceiling = ANY_PRIORITY  # of those who are looked at
+        self._lowest: dict[tuple[int, int, int], int] = {}  # ceiling that helped, by right
         self._without_game: dict[tuple[int, int, int], bool] = {}  # by right
         self._offers: dict[tuple[Right, str, tuple[int, int]], Offers | None] = {}
 
@@ -100,13 +108,31 @@ class Preemption:
         if self._is_without_game(row, right):
             return []
         space = self._draft.open_later()
-        gone: list[Victim] = []
-        for number, nodes in self._subtrees(space, row, wants):
-            with space.focused(nodes):
-                gone = self._search(space, row, wants, right=(*right, number))
-            if gone:
-                break
-        return gone
+        try:
+            for ceiling in self._ceilings(row, right):
+                self._ceiling = ceiling
+                for number, nodes in self._subtrees(space, row, wants):
+                    of_search = (*right, ceiling, number)
+                    with space.focused(nodes):
+                        gone = self._search(space, row, wants, right=of_search)
+                    if gone:
+                        self._lowest[right] = ceiling
+                        return gone
+        finally:
+            self._ceiling = ANY_PRIORITY
+        return []
+
+    def _ceilings(self, row: int, right: tuple[int, int, int]) -> Iterable[int]:
+        """Return up to which priorities victims are looked for, the lowest first.
+
+        Within a cycle less and less is free: what did not help once will not help again.
+        """
+        if not self._are_equals_alike:
+            return [ANY_PRIORITY]
+        snapshot = self._draft.snapshot
+        game = self._rule(snapshot, row, self._game())
+        lowest = self._lowest.get(right, -ANY_PRIORITY)
+        return [c for c in ceilings_of(snapshot.jobs.priority[game]) if c >= lowest]
 
     def spare(self, victims: Sequence[Victim]) -> None:
         """Undo `find`; who may be stopped for the same job may be others the next time."""
@@ -153,6 +179,7 @@ class Preemption:
     def forget(self) -> None:
         """Look again: tasks came or went on the later books that no victim gave up."""
         self._offers.clear()
+        self._lowest.clear()
 
     # The market
 
@@ -180,6 +207,7 @@ class Preemption:
         """Return which job rows may be stopped for that one."""
         draft = self._draft
         allowed = self._rule(draft.snapshot, row, self._game())
+        allowed = allowed[draft.snapshot.jobs.priority[allowed] <= self._ceiling]
         allowed = allowed[~draft.is_evicted[allowed]]
         if len(allowed):
             allowed = allowed[draft.is_clear()[allowed]]
@@ -312,6 +340,18 @@ def cheapest_subtrees(
     order = np.argsort(prices, kind="stable")
     for number in order[np.isfinite(prices[order])][:SUBTREES_TRIED].tolist():
         yield number, domain == number
+
+
+def ceilings_of(priorities: IntColumn) -> list[int]:
+    """Return up to which priorities to look for victims, the lowest first.
+
+    So nobody is stopped while the lower ones suffice, who might stop those in turn.
+    """
+    found: list[int] = np.unique(priorities).tolist()
+    if len(found) > MOST_CEILINGS:
+        places = np.linspace(0, len(found) - 1, MOST_CEILINGS)
+        found = [found[place] for place in np.unique(np.round(places).astype(np.intp))]
+    return found
 
 
 def _needs(wants: tuple[Want, ...]) -> list[tuple[Want, int]]:

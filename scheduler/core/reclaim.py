@@ -16,7 +16,14 @@ from scheduler.core.holdings import holdings_of
 from scheduler.core.model import MILLI, Shape
 from scheduler.core.placement import Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
-from scheduler.core.preemption import CPU_WEIGHT, RESTART_S, Victim, cheapest_subtrees
+from scheduler.core.preemption import (
+    ANY_PRIORITY,
+    CPU_WEIGHT,
+    RESTART_S,
+    Victim,
+    ceilings_of,
+    cheapest_subtrees,
+)
 from scheduler.core.quotas import (
     OWED_NOTHING_AT_ALL,
     Claim,
@@ -34,7 +41,15 @@ MOST_TRIES = 4
 class Reclaim:
     """Whom the jobs of one cycle may stop, as far as queues allow."""
 
-    def __init__(self, draft: Draft, quotas: Quotas, rule: PreemptionRule) -> None:
+    def __init__(
+        self,
+        draft: Draft,
+        quotas: Quotas,
+        rule: PreemptionRule,
+        *,
+        are_equals_alike: bool = True,
+    ) -> None:
+        self._are_equals_alike = are_equals_alike  # else the rule looks at jobs
         self._draft = draft
         self._quotas = quotas
         self._rule = rule
@@ -44,16 +59,32 @@ class Reclaim:
     def make_room(self, row: int, wants: tuple[Want, ...]) -> list[Victim]:
         """Stop the cheapest jobs that let the gang of `row` start later, and hold its places.
 
+        Of those whom the policy allows, the lowest priorities go first, as in `preemption`.
         Returns the victims, booked as gone on the later books and in the later ledger, or none
         if no set helps.
         """
-        draft, quotas = self._draft, self._quotas
+        draft = self._draft
         if self.must_wait(row):
             return []
         by_policy = np.zeros(len(draft.is_evicted), np.bool_)
         by_policy[self._rule(draft.snapshot, row, self._fair_game)] = True
         fair_game = self._fair_game
         fair_game = fair_game[~draft.is_evicted[fair_game] & draft.is_clear()[fair_game]]
+        priority = draft.snapshot.jobs.priority
+        ceilings = [ANY_PRIORITY]
+        if self._are_equals_alike:
+            ceilings = ceilings_of(priority[by_policy]) or ceilings
+        for ceiling in ceilings:
+            gone = self._found(row, wants, by_policy & (priority <= ceiling), fair_game)
+            if gone:
+                return gone
+        return []
+
+    def _found(
+        self, row: int, wants: tuple[Want, ...], by_policy: BoolColumn, fair_game: Rows
+    ) -> list[Victim]:
+        """Return victims among those whom the policy or a claim on other queues allows."""
+        draft, quotas = self._draft, self._quotas
         for need, gpu_type in quotas.options(row):
             claim = quotas.claim(row, need)
             if gpu_type is not None and not claim.is_entitled:
