@@ -363,8 +363,8 @@ def tenants() -> None:
 def everything() -> None:
     """All at once: the tree, promises of backfill, FGD, and gangs that want to be together.
 
-    A third is busy until known ends; a gang of 3,600 nodes is promised places; one job in
-    twenty is a gang of 2 to 16 tasks, half of which require a rack and half prefer one.
+    A third is busy until known ends, all over; a gang of 600 nodes is promised places; one job
+    in twenty is a gang of 2 to 16 tasks, half of which require a rack and half prefer one.
     """
     draw = random.Random(3)
     engine = cluster(N_NODES, has_racks=True)
@@ -376,12 +376,12 @@ def everything() -> None:
             one, expected_run_s=600.0 * draw.randint(1, 150), queue=draw.choice(leaves)
         )
         engine.observe(JobsSubmitted(at_s=0.0, spec=spec))
-    plan = decide(engine.snapshot(1e5), policy_named("fifo"))
+    plan = decide(engine.snapshot(1e5), policy_named("fifo", score="worst-fit"))
     n_started = len(plan.placements)
     for first in range(0, n_started, 1000):
         batch = plan.placements[first : first + 1000]
         engine.observe(PlanCommitted(at_s=1e5 + first / 100, placements=batch))
-    wide = replace(spec_of(Shape(cpu_milli=8000, gpus=8), tasks=3_600), expected_run_s=3600.0)
+    wide = replace(spec_of(Shape(cpu_milli=8000, gpus=8), tasks=600), expected_run_s=3600.0)
     engine.observe(QueuePut(at_s=1.2e5, queue=Queue(name=QueueName("wide"), weight=9.0)))
     engine.observe(JobsSubmitted(at_s=1.2e5, spec=replace(wide, queue=QueueName("wide"))))
     singles = [spec_of(shape) for shape in shapes(40)]

@@ -17,6 +17,9 @@ from scheduler.core.model import Shape
 from scheduler.core.snapshot import CPU, MEMORY, BoolColumn, IntColumn, Rows
 from scheduler.core.topology import ROOT, Near, Tree, cliques_of
 
+MOST_COUNTED = 1 << 36
+"""More of anything on one node counts as this much in sums."""
+
 Shares = list[tuple[int, int]]
 """Groups, by number, and how many tasks each of them gets."""
 
@@ -165,6 +168,8 @@ class _Search:
             if all(c.sum() >= ask.n_must for c, ask in zip(copies, musts, strict=True)):
                 yield np.argsort(position)
             return
+        if not tree.n_domains[level]:
+            return
         domain = tree.domain[level]
         numbers = np.flatnonzero(self._could_hold(level, musts, copies))
         room = np.add.reduce([self._sums(level, count) for count in copies])
@@ -203,11 +208,10 @@ class _Search:
         """Add amounts of nodes up by domain of a level."""
         if level == self._tree.host:
             return amounts
-        domain = self._tree.domain[level]
-        is_in = domain >= 0
-        sums = np.zeros(self._tree.n_domains[level], np.int64)
-        np.add.at(sums, domain[is_in], amounts[is_in])
-        return sums
+        rows, domain = self._tree.members[level]
+        # Weights are floats: what is without end is cut so that sums stay exact.
+        weights = np.minimum(amounts[rows], MOST_COUNTED)
+        return np.bincount(domain, weights, self._tree.n_domains[level]).astype(np.int64)
 
     def _cliques(
         self, asks: Sequence[Ask], *, most_first: bool

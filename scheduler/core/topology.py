@@ -15,6 +15,7 @@ from scheduler.core.errors import InvalidInput
 from scheduler.core.model import HOST, NVLINK, JobSpec, Levels, Node
 
 IntColumn = NDArray[np.int64]
+Rows = NDArray[np.intp]
 
 HOST_LABEL = "kubernetes.io/hostname"
 """Stands for the node itself, whether or not it has such a label."""
@@ -70,6 +71,9 @@ class Tree:
     n_domains: tuple[int, ...]  # of each level
     position: IntColumn  # [N] along the tree
     clique: IntColumn  # [N, D] of each device within its node; -1: there is no such device
+    members: tuple[
+        tuple[Rows, IntColumn], ...
+    ]  # of each level above: nodes in domains, and which
 
     @property
     def host(self) -> int:
@@ -124,12 +128,14 @@ def tree_of(
     along = np.lexsort((rows, *domain[: len(levels)][::-1]))
     position = np.empty(len(nodes), np.int64)
     position[along] = rows
+    within = [np.flatnonzero(numbers >= 0) for numbers in domain[: len(levels)]]
     return Tree(
         levels=levels,
         domain=domain,
         n_domains=(*n_domains, len(nodes)),
         position=position,
         clique=_cliques(nodes, n_devices),
+        members=tuple((there, domain[level][there]) for level, there in enumerate(within)),
     )
 
 
