@@ -71,13 +71,12 @@ LEVELS: Floats = np.concatenate(
 
 def summarised(run: Run) -> Summary:
     """Return the run in numbers."""
-    jobs = run.jobs
-    ratios = finish_time_ratios(run)
-    every = np.ones(len(jobs.key), bool)
+    rows = _Rows.of(run)
+    every = np.ones(len(run.jobs.key), bool)
     figures = {
-        **_job_figures(run, every, ratios),
+        **_job_figures(rows, every),
         **_use_figures(run),
-        **_fairness_of_queues(jobs, ratios),
+        **_fairness_of_queues(rows),
         **_service_figures(run.services),
         **_cost_figures(run),
     }
@@ -88,21 +87,47 @@ def summarised(run: Run) -> Summary:
         figures={name: float(figures[name]) for name in FIGURES},
         groups={
             dimension: {
-                group: _group_figures(run, mask, ratios, _up_gpu_s(run, dimension, group))
+                group: _group_figures(rows, mask, up_gpu_s=_up_gpu_s(run, dimension, group))
                 for group, mask in _split(labels)
             }
-            for dimension, labels in _dimensions(jobs)
+            for dimension, labels in _dimensions(run.jobs)
         },
         pools=tuple(sorted(run.pools, key=lambda pool: pool.name)),
         services=tuple(sorted(run.services, key=lambda service: service.name)),
         curves=_curves(run),
         quantiles={
-            "jct_s": _quantiles(_completion_s(jobs)),
-            "wait_s": _quantiles(jobs.waited_s),
-            "ftf": _quantiles(ratios),
+            "jct_s": _quantiles(rows.completion_s),
+            "wait_s": _quantiles(run.jobs.waited_s),
+            "ftf": _quantiles(rows.ratios),
         },
         counters=dict(sorted(run.counters.items())),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """The table of jobs, with what many figures need of it worked out once."""
+
+    jobs: JobTable
+    until_s: float
+    completion_s: Floats  # NaN for who has none: services, and jobs that did not start or end
+    ratios: Floats
+    has_succeeded: Mask
+    queue: NDArray[np.str_]
+
+    @classmethod
+    def of(cls, run: Run) -> "_Rows":
+        jobs = run.jobs
+        is_service = np.array(jobs.kind, dtype=np.str_) == JobKind.INFERENCE.value
+        counts = np.isfinite(jobs.started_at_s) & ~is_service
+        return cls(
+            jobs=jobs,
+            until_s=run.until_s,
+            completion_s=np.where(counts, jobs.ended_at_s - jobs.submitted_at_s, np.nan),
+            ratios=finish_time_ratios(run),
+            has_succeeded=np.array(jobs.phase, dtype=np.str_) == JobPhase.SUCCEEDED.value,
+            queue=np.array(jobs.queue, dtype=np.str_),
+        )
 
 
 def size_class(n_gpus: float) -> str:
@@ -129,29 +154,42 @@ def _split(labels: NDArray[np.str_]) -> Iterator[tuple[str, Mask]]:
 
 def _up_gpu_s(run: Run, dimension: str, group: str) -> float:
     """Return the GPU time up that a group's jobs are a part of."""
+    is_type = dimension == "gpu_type" and group in run.timeline.gpus_up
+    up_gpu_s, _ = _gpu_s(run, group if is_type else None)
+    return up_gpu_s
+
+
+def _gpu_s(run: Run, gpu_type: str | None = None) -> tuple[float, float]:
+    """Return the GPU time up and held, of all types or of one: by the accounts of pools."""
+    pools = [pool for pool in run.pools if gpu_type in {None, pool.gpu_type}]
+    if pools:
+        return sum(pool.gpu_s for pool in pools), sum(pool.held_gpu_s for pool in pools)
     line = run.timeline
-    up = total(line.gpus_up, line.at_s)
-    if dimension == "gpu_type" and group in line.gpus_up:
-        up = line.gpus_up[group]
-    return integral(line.at_s, up, run.until_s)
+    if gpu_type is None:
+        up, held = total(line.gpus_up, line.at_s), total(line.gpus_held, line.at_s)
+    else:
+        up, held = line.gpus_up[gpu_type], line.gpus_held[gpu_type]
+    return integral(line.at_s, up, run.until_s), integral(line.at_s, held, run.until_s)
 
 
-def _group_figures(run: Run, mask: Mask, ratios: Floats, up_gpu_s: float) -> dict[str, float]:
-    figures = _job_figures(run, mask, ratios)
-    figures["allocation"] = _ratio(float(run.jobs.gpu_s[mask].sum()), up_gpu_s)
-    figures["cost_usd"] = float(np.nansum(run.jobs.cost_usd[mask]))
+def _group_figures(rows: _Rows, mask: Mask, *, up_gpu_s: float) -> dict[str, float]:
+    figures = _job_figures(rows, mask)
+    figures["allocation"] = _ratio(float(rows.jobs.gpu_s[mask].sum()), up_gpu_s)
+    figures["cost_usd"] = float(np.nansum(rows.jobs.cost_usd[mask]))
     return {name: float(figures[name]) for name in GROUP_FIGURES}
 
 
-def _job_figures(run: Run, mask: Mask, ratios: Floats) -> dict[str, float]:
+def _job_figures(rows: _Rows, mask: Mask) -> dict[str, float]:
     """Return the figures that follow from the rows of jobs alone."""
-    jobs = run.jobs
-    completion_s = _completion_s(jobs)[mask]
+    jobs = rows.jobs
+    completion_s, ratio = rows.completion_s[mask], rows.ratios[mask]
     at_work_s = np.maximum(jobs.ran_s[mask], SHORTEST_S)
     submitted_at_s, ended_at_s = jobs.submitted_at_s[mask], jobs.ended_at_s[mask]
-    ratio = ratios[mask]
     return {
-        **_counts(jobs, mask),
+        "n_jobs": float(mask.sum()),
+        "n_ended": float(np.isfinite(ended_at_s).sum()),
+        "n_succeeded": float(rows.has_succeeded[mask].sum()),
+        "n_never_started": float(np.isnan(jobs.started_at_s[mask]).sum()),
         "jct_mean_s": _mean(completion_s),
         **_percentiles("jct", completion_s, (50, 90, 99)),
         "slowdown_mean": _mean(np.maximum(completion_s / at_work_s, 1.0)),
@@ -163,17 +201,7 @@ def _job_figures(run: Run, mask: Mask, ratios: Floats) -> dict[str, float]:
         "ftf_max": _largest(ratio),
         "ftf_unfair_share": _mean(np.where(np.isnan(ratio), np.nan, ratio > UNFAIR)),
         **_loss(jobs, mask),
-        **_deadlines(run, mask),
-    }
-
-
-def _counts(jobs: JobTable, mask: Mask) -> dict[str, float]:
-    phase = np.array(jobs.phase, dtype=np.str_)[mask]
-    return {
-        "n_jobs": float(mask.sum()),
-        "n_ended": float(np.isfinite(jobs.ended_at_s[mask]).sum()),
-        "n_succeeded": float((phase == JobPhase.SUCCEEDED.value).sum()),
-        "n_never_started": float(np.isnan(jobs.started_at_s[mask]).sum()),
+        **_deadlines(rows, mask),
     }
 
 
@@ -192,15 +220,14 @@ def _loss(jobs: JobTable, mask: Mask) -> dict[str, float]:
     }
 
 
-def _deadlines(run: Run, mask: Mask) -> dict[str, float]:
+def _deadlines(rows: _Rows, mask: Mask) -> dict[str, float]:
     """Count the jobs whose deadline was met or has passed; of others nobody knows yet."""
-    jobs = run.jobs
-    deadline, ended = jobs.deadline_at_s[mask], jobs.ended_at_s[mask]
-    succeeded = np.array(jobs.phase, dtype=np.str_)[mask] == JobPhase.SUCCEEDED.value
+    deadline, ended = rows.jobs.deadline_at_s[mask], rows.jobs.ended_at_s[mask]
+    has_ended = np.isfinite(ended)
     with np.errstate(invalid="ignore"):
-        is_known = np.isfinite(deadline) & (np.isfinite(ended) | (deadline <= run.until_s))
-        is_met = succeeded & (ended <= deadline)
-    late_s = np.maximum(np.where(np.isfinite(ended), ended, run.until_s) - deadline, 0.0)
+        is_known = np.isfinite(deadline) & (has_ended | (deadline <= rows.until_s))
+        is_met = rows.has_succeeded[mask] & (ended <= deadline)
+    late_s = np.maximum(np.where(has_ended, ended, rows.until_s) - deadline, 0.0)
     return {
         "n_deadlines": float(is_known.sum()),
         "deadlines_met": _mean(is_met[is_known].astype(float)),
@@ -212,12 +239,12 @@ def _use_figures(run: Run) -> dict[str, float]:
     line, until_s = run.timeline, run.until_s
     up, held = total(line.gpus_up, line.at_s), total(line.gpus_held, line.at_s)
     waits = (line.n_pending > 0).astype(float)
-    up_gpu_s = integral(line.at_s, up, until_s)
+    up_gpu_s, held_gpu_s = _gpu_s(run)
     is_known = np.isfinite(line.fragmentation)
     known_s = integral(line.at_s, is_known.astype(float), until_s)
     fragments = np.where(is_known, line.fragmentation, 0.0)
     return {
-        "allocation": _ratio(integral(line.at_s, held, until_s), up_gpu_s),
+        "allocation": _ratio(held_gpu_s, up_gpu_s),
         "allocation_when_pending": _ratio(
             integral(line.at_s, held * waits, until_s), integral(line.at_s, up * waits, until_s)
         ),
@@ -226,9 +253,9 @@ def _use_figures(run: Run) -> dict[str, float]:
     }
 
 
-def _fairness_of_queues(jobs: JobTable, ratios: Floats) -> dict[str, float]:
-    served = 1.0 / ratios
-    by_queue = [_mean(served[mask]) for _, mask in _split(np.array(jobs.queue, dtype=np.str_))]
+def _fairness_of_queues(rows: _Rows) -> dict[str, float]:
+    served = 1.0 / rows.ratios
+    by_queue = [_mean(served[mask]) for _, mask in _split(rows.queue)]
     return {
         "jain_jobs": jain_index(served),
         "jain_queues": jain_index(np.array(by_queue)),
@@ -267,13 +294,6 @@ def _cost_figures(run: Run) -> dict[str, float]:
 def idle_cost_usd(pool: PoolFigures) -> float:
     """Return what the pool's unheld GPU time cost."""
     return pool.cost_usd * (1.0 - pool.held_gpu_s / pool.gpu_s) if pool.gpu_s > 0 else 0.0
-
-
-def _completion_s(jobs: JobTable) -> Floats:
-    """Return the time to completion of jobs that have one, else NaN: services have none."""
-    is_service = np.array(jobs.kind, dtype=np.str_) == JobKind.INFERENCE.value
-    counts = np.isfinite(jobs.started_at_s) & ~is_service
-    return np.where(counts, jobs.ended_at_s - jobs.submitted_at_s, np.nan)
 
 
 def _curves(run: Run) -> Curves:

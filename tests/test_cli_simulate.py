@@ -238,7 +238,7 @@ def test_the_help_has_examples_and_fits_a_terminal():
 
 
 def test_a_long_run_shows_how_far_it_is_and_leaves_calmly():
-    words = ("--cluster", "16x8xA100", "--preset", "philly", "--jobs", "100000", "--seeds", "2")
+    words = ("--cluster", "16x8xA100", "--preset", "philly", "--jobs", "60000", "--seeds", "2")
     with terminal(None, "simulate", *words, columns=100) as screen:
         screen.read(until="jobs/s", timeout_s=60)
         screen.process.send_signal(2)

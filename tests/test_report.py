@@ -137,6 +137,17 @@ def test_services_are_weighed_by_their_requests():
     assert found["within_target_worst"] == 0.8
 
 
+def test_pools_know_exactly_what_a_thinned_timeline_forgot():
+    other = replace(POOL, name="p4", gpu_type="P4", gpu_s=600.0, held_gpu_s=300.0)
+    run = run_of([job(0, 0, 100, gpu_s=90.0, useful_gpu_s=80.0)], pools=(POOL, other))
+
+    found = summarised(run)
+    assert found.figures["allocation"] == pytest.approx(450 / 800)
+    assert found.figures["utilisation"] == pytest.approx(80 / 800)
+    assert found.groups["gpu_type"]["T4"]["allocation"] == pytest.approx(90 / 200)
+    assert found.groups["size"]["1"]["allocation"] == pytest.approx(90 / 800)
+
+
 def test_cost_is_split_by_pool_and_by_what_was_held():
     spot = replace(POOL, name="spot", is_spot=True, cost_usd=2.0, held_gpu_s=200.0)
     found = figures(job(0, 0, 3600.0, n_gpus=2.0), pools=(POOL, spot))

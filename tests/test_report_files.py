@@ -19,7 +19,7 @@ from simulator.run import PoolFigures, ServiceFigures
 from simulator.scales import MINUS, NO_VALUE, duration_words, number_text, percent_text
 
 
-def comparison(waits: dict[str, tuple[float, ...]]) -> Comparison:
+def comparison(waits: dict[str, tuple[float, ...]], *, has_pool: bool = True) -> Comparison:
     """Compare policies under which the one job of each seed waits so long, then runs 100 s."""
     pool = PoolFigures(name="t4", gpu_type="T4", is_spot=True, node_s=10.0, gpu_s=20.0,
                        held_gpu_s=10.0, cost_usd=5.0, energy_kwh=NONE)  # fmt: skip
@@ -32,7 +32,7 @@ def comparison(waits: dict[str, tuple[float, ...]]) -> Comparison:
                 [job(0, wait, wait + 100, queue="<b>&"), job(0, 0, 10)],
                 policy=policy,
                 seed=seed,
-                pools=(pool,),
+                pools=(pool,) if has_pool else (),
                 services=(service,),
             )
         )
@@ -79,7 +79,8 @@ def test_what_may_as_well_be_chance_is_open():
 
 
 def test_more_of_what_should_be_high_is_better():
-    [_, other] = comparison({"a": (100, 200, 300), "b": (1, 2, 3)}).policies
+    waits = {"a": (100.0, 200.0, 300.0), "b": (1.0, 2.0, 3.0)}
+    [_, other] = comparison(waits, has_pool=False).policies
 
     assert other.differences["jain_jobs"].verdict in {Verdict.BETTER, Verdict.OPEN}
     assert other.differences["allocation"].verdict is Verdict.BETTER
