@@ -26,7 +26,7 @@ from simulator.machines import Machines
 from simulator.run import PoolFigures, Run
 from simulator.timeline import Recorder
 from simulator.workload import FOREVER, NodeOutage, TraceJob
-from simulator.world import World
+from simulator.world import Listen, World
 
 IDLE_DECISIONS = 64
 """Decisions without any effect, with nothing at work or to come, after which a run is over."""
@@ -81,13 +81,15 @@ def simulate(
     settings: Settings = DEFAULTS,
     progress: ReportProgress | None = None,
     trace: str = "",
+    listen: Listen | None = None,
 ) -> Run:
     """Run the jobs on the cluster until all have ended, or nothing can happen any more.
 
-    Jobs come by rising `at_s` and are read as the simulation goes. Raises InvalidInput for a
-    job that no scheduler would take, and for jobs out of order.
+    Jobs come by rising `at_s` and are read as the simulation goes. `listen` hears every event,
+    which together are the journal of the run. Raises InvalidInput for a job that no scheduler
+    would take, and for jobs out of order.
     """
-    simulation = _Simulation(cluster, iter(jobs), policy, settings=settings)
+    simulation = _Simulation(cluster, iter(jobs), policy, settings=settings, listen=listen)
     simulation.begin(seed=seed, outages=outages)
     simulation.run(progress)
     return simulation.result(seed=seed, trace=trace)
@@ -103,6 +105,7 @@ class _Simulation:
         policy: Policy,
         *,
         settings: Settings,
+        listen: Listen | None,
     ) -> None:
         self._cluster = cluster
         self._policy = policy
@@ -119,6 +122,7 @@ class _Simulation:
             news=self._wake,
             stop_s=settings.stop_s,
             image_pull_s=settings.image_pull_s,
+            listen=listen,
         )
         self._fleet = Fleet(
             self._agenda, self._machines, self._world, pools=cluster.pools, news=self._wake

@@ -42,6 +42,9 @@ from simulator.workload import FOREVER, TraceJob
 GIVES_UP_AFTER = 100
 """Attempts in a row that saved nothing, after which a user gives a job up."""
 
+Listen = Callable[[Event, Outcome], None]
+"""Hears every event of a simulation in order, and what the scheduler made of it."""
+
 BY_TERM = 15
 """The signal that ends a task that was asked to stop."""
 
@@ -76,7 +79,9 @@ class World:
         news: Callable[[], None],
         stop_s: float = 0.0,
         image_pull_s: float = 0.0,
+        listen: Listen | None = None,
     ) -> None:
+        self._listen = listen
         self.engine = Engine()
         self.rows = JobRows()
         self.tally = Tally()
@@ -99,6 +104,8 @@ class World:
         """Let the scheduler know, and act on what follows."""
         self.tally.n_events += 1
         outcome = self.engine.observe(event)
+        if self._listen is not None:
+            self._listen(event, outcome)
         if isinstance(outcome, Accepted):
             self.act(outcome)
         return outcome
