@@ -1,13 +1,16 @@
 """Files of services: mistakes by line, and a simulation that says how well they answered."""
 
+import json
 from pathlib import Path
 
 import pytest
+from cli_testing import lepton
 
 from scheduler.core.model import JobKind
 from scheduler.yaml_source import InvalidSource
 from simulator.cases import Case, Deciding, Source, run_case
 from simulator.cluster import uniform_cluster
+from simulator.samples import SAMPLE
 from simulator.service_file import beginning_at, load_services
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "services.yaml"
@@ -99,3 +102,28 @@ def test_a_simulation_says_how_well_a_service_answered(tmp_path):
     assert enough.n_requests > 10_000
     assert too_few.within_target < 0.2 < 0.9 < enough.within_target < 1.0
     assert too_few.replica_s == pytest.approx(enough.replica_s / 4, rel=0.5)
+
+
+def test_what_ships_runs_from_the_command_line_without_downloads():
+    examples = EXAMPLE.parent
+    result = lepton(
+        "simulate", "--cluster", str(examples / "cluster.yaml"), "--trace", str(SAMPLE),
+        "--jobs", "60", "--services", str(EXAMPLE), "-o", "json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    (run,) = json.loads(result.stdout)["runs"]
+    (chat,) = run["services"]
+    assert chat["name"] == "chat"
+    assert chat["n_requests"] > 1000
+    assert 0.5 < chat["within_target"] < 1.0
+
+
+def test_the_machines_of_a_trace_are_a_cluster(tmp_path):
+    machines = tmp_path / "pai_machine_spec.csv"
+    machines.write_text("a,T4,96,512,2\nb,T4,96,512,2\n")
+    result = lepton(
+        "simulate", "--cluster", str(machines), "--preset", "pai", "--jobs", "20", "-o", "json"
+    )
+    assert result.exit_code == 0, result.stderr
+    (run,) = json.loads(result.stdout)["runs"]
+    assert [pool["gpu_type"] for pool in run["pools"]] == ["T4"]
