@@ -225,6 +225,26 @@ def test_it_writes_the_documents_and_tells_whether_all_holds(tmp_path, only, tol
     assert json.loads((tmp_path / "reproduction.json").read_text())["format"] == 1
 
 
+def test_what_was_kept_is_not_computed_again(tmp_path, only, capsys):
+    first, other = table([row(ours=1.0)]), table([row(ours=2.0)])
+    arguments = [
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path),
+        "--keep",
+        str(tmp_path / "kept"),
+    ]
+    only(first)
+    assert program.main([*arguments, "--kept-only"]) == 0
+    assert "Not computed in this run: part." in (tmp_path / "reproduction.md").read_text()
+    program.main([*arguments, "--jobs", "1"])
+    only(other)
+    program.main([*arguments, "--jobs", "1"])
+    [made] = json.loads((tmp_path / "reproduction.json").read_text())["tables"]
+    assert made["figures"][0]["ours"] == 1.0
+
+
 def test_every_table_has_a_number_of_its_own_and_lists_tasks_only_with_data():
     numbers = [made.number for made in tables()]
     assert len(set(numbers)) == len(numbers)

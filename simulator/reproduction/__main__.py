@@ -37,11 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listed = ", ".join(str(path) for path in missing)
         console.print(f"no data in {listed}: name their folder with --data", style="red")
         return NO_DATA
-    results = computed(wanted, args.data, n_jobs=args.jobs, console=console, keep=args.keep)
+    tasks = [(table, task) for table in wanted for task in table.tasks(args.data / table.data)]
+    found = kept([task for _, task in tasks], args.keep)
+    if not args.kept_only:
+        compute_rest(tasks, found, n_jobs=args.jobs, console=console, keep=args.keep)
+    missing_parts = [task.title for n, (_, task) in enumerate(tasks) if n not in found]
+    results = by_table(tasks, found)
     shown = _shown(args.data)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "reproduction.md").write_text(markdown(results, wanted, data=shown))
-    (args.out / "reproduction.json").write_text(as_json(results, wanted, data=shown))
+    (args.out / "reproduction.md").write_text(
+        markdown(results, wanted, data=shown, missing=missing_parts)
+    )
+    (args.out / "reproduction.json").write_text(
+        as_json(results, wanted, data=shown, missing=missing_parts)
+    )
     console.print(f"{verdict(results)} See {args.out / 'reproduction.md'}.")
     claims = [row.holds for rows in results.values() for row in rows]
     return 1 if False in claims else 0
@@ -59,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder of what tasks found; what is there already is not computed again",
     )
+    parser.add_argument(
+        "--kept-only", action="store_true", help="compute nothing; write what --keep has"
+    )
     parser.add_argument("--tables", type=int, nargs="*", help="their numbers; otherwise all")
     return parser
 
@@ -68,21 +80,26 @@ def _shown(data: Path) -> str:
     return "`../shared/data`" if data.resolve() == DATA else f"`{data}`"
 
 
-def computed(
-    wanted: Sequence[Table],
-    data: Path,
-    *,
-    n_jobs: int,
-    console: Console,
-    keep: Path | None = None,
-) -> dict[int, Sequence[Comparison]]:
-    """Return what each table's tasks found, in the order of the tasks."""
-    tasks = [(table, task) for table in wanted for task in table.tasks(data / table.data)]
-    found = {
+Parts = Sequence[tuple[Table, Task]]
+Found = dict[int, Sequence[Comparison]]
+"""What each task found, by its place among all."""
+
+
+def kept(tasks: Sequence[Task], keep: Path | None) -> Found:
+    """Return what earlier runs kept."""
+    if keep is None:
+        return {}
+    return {
         place: msgspec.json.decode(path.read_bytes(), type=list[Comparison])
-        for place, (_, task) in enumerate(tasks)
-        if keep is not None and (path := _kept_at(keep, task)).exists()
+        for place, task in enumerate(tasks)
+        if (path := _kept_at(keep, task)).exists()
     }
+
+
+def compute_rest(
+    tasks: Parts, found: Found, *, n_jobs: int, console: Console, keep: Path | None = None
+) -> None:
+    """Run the tasks of which nothing is found, the longest first, and keep what they find."""
     due = [place for place in range(len(tasks)) if place not in found]
     due.sort(key=lambda place: -tasks[place][1].cost_s)
     bars = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -91,17 +108,22 @@ def computed(
         for place, rows, took_s in _run_all(
             [(place, tasks[place][1]) for place in due], n_jobs
         ):
-            found[place] = list(rows)
+            found[place] = rows
             table, task = tasks[place]
             progress.console.print(f"{table.number}. {task.title}: {took_s:.1f} s CPU")
             progress.advance(bar)
             if keep is not None:
                 keep.mkdir(parents=True, exist_ok=True)
                 _kept_at(keep, task).write_bytes(msgspec.json.encode(rows))
-    by_table: dict[int, list[Comparison]] = {table.number: [] for table in wanted}
+
+
+def by_table(tasks: Parts, found: Found) -> dict[int, Sequence[Comparison]]:
+    """Return what was found, by the number of the table, in the order of the tasks."""
+    rows: dict[int, list[Comparison]] = {table.number: [] for table, _ in tasks}
     for place, (table, _) in enumerate(tasks):
-        by_table[table.number] += found[place]
-    return {table.number: table.summarise(by_table[table.number]) for table in wanted}
+        rows[table.number] += found.get(place, ())
+    summarised = {table.number: table.summarise for table, _ in tasks}
+    return {number: summarised[number](listed) for number, listed in rows.items()}
 
 
 def _kept_at(folder: Path, task: Task) -> Path:

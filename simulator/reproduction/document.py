@@ -23,9 +23,13 @@ Do not edit: run it again. The same figures are in [reproduction.json](reproduct
 _MARKS = {True: "yes", False: "**no**", None: ""}
 
 
-def markdown(results: Results, tables: Sequence[Table], *, data: str) -> str:
-    """Return the document."""
+def markdown(
+    results: Results, tables: Sequence[Table], *, data: str, missing: Sequence[str] = ()
+) -> str:
+    """Return the document; `missing` are the parts that were not computed."""
     parts = [_HEAD.format(data=data, verdict=verdict(results))]
+    if missing:
+        parts.append(f"Not computed in this run: {'; '.join(missing)}.\n")
     known = [table for table in tables if table.number in results]
     parts += [_section(table, results[table.number]) for table in known]
     return "\n".join(parts)
@@ -98,11 +102,14 @@ def number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
-def as_json(results: Results, tables: Sequence[Table], *, data: str) -> str:
+def as_json(
+    results: Results, tables: Sequence[Table], *, data: str, missing: Sequence[str] = ()
+) -> str:
     """Return the results for programs."""
     document = {
         "format": 1,
         "data": data,
+        "missing": list(missing),
         "tables": [
             {
                 "number": table.number,
