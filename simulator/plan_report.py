@@ -254,8 +254,8 @@ def _chart(plan: Plan, index: int) -> Chart:
     }  # fmt: skip
     most_usd = FAR_USD * max(plan.found.nearest.usd_per_h, 1e-6)
     costs = [t.usd_per_h for t in plan.found.tried if t.usd_per_h <= most_usd]
-    tops = [v for t in plan.found.tried for v in [plan.values[t.mix][index]]]
-    top = _capped(goal, max((v for v in tops if math.isfinite(v)), default=goal.limit))
+    values = [plan.values[t.mix][index] for t in plan.found.tried]
+    top = _capped(goal, max((v for v in values if not math.isnan(v)), default=goal.limit))
     top = max(top, goal.limit, 1e-9) / scale.per
     traces: list[Mapping[str, Any]] = [
         _points(plan, index, name=name, tried=tried, colour=colour, symbol=symbol)
