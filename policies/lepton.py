@@ -55,9 +55,9 @@ DEADLINE, GUARANTEE = 3.0, 10.0
 class Terms:
     """What may be tuned."""
 
-    fair_within: float = 1.5
+    fair_within: float = 1.3
     """A job should take at most this many times as long as on its equal share."""
-    cost: float = 0.6
+    cost: float = 0.1
     """What an hour on GPUs of the mean price weighs, in hours of progress at the fair speed."""
     fairness: float = 10.0
     """What a GPU's time short of the fair speed weighs, in progress of a mean job."""

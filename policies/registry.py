@@ -58,6 +58,9 @@ def _by_shares(
     return _in_rounds(name, rounds)
 
 
+_LEPTON = Rounds(program=programs.Lepton(), sees_speeds=True, minds_priority=True)
+
+
 _LISTED: tuple[tuple[Policy, str, str], ...] = (
     (_in_order("fifo", first_come_first_served), "arrival", "first come, first served"),
     (
@@ -179,7 +182,7 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
         "ElasticFlow, ASPLOS '23",
     ),
     (
-        _by_shares("lepton", programs.Lepton(), sees_speeds=True),
+        _in_rounds("lepton", _LEPTON),
         "guarantees, deadlines, fair finish times; then progress per dollar",
         "docs/policies.md",
     ),

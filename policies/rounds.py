@@ -14,6 +14,7 @@ up in the snapshot, for the latest rounds. For the time before it came it counts
 its share, so that who is new is neither behind nor ahead.
 """
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,8 @@ class Rounds:
     round_s: float = ROUND_S
     sees_speeds: bool = False
     """Whether jobs may be moved to a type because they are faster there."""
+    minds_priority: bool = False
+    """Whether the highest priority goes first, and stops lower ones whenever it needs to."""
     is_timeless: bool = False
     """Whether the program reads nothing that changes by itself, so that answers hold."""
     time_limit_s: float | None = None
@@ -114,6 +117,8 @@ class _Turn:
         self._loss_s = snapshot.unsaved_s(rows) + RESTART_S
         self._is_new: BoolColumn = arrived_at_s(snapshot, rows) > self._begin_s
         self._place_of = {row: i for i, row in enumerate(rows.tolist())}
+        no_class = np.zeros(len(rows), np.int64)
+        self._class = contest.priority if rule.minds_priority else no_class
         self._may_stop = self._stoppable()
         self._served = self._select()
 
@@ -133,6 +138,7 @@ class _Turn:
             -np.round(self._owed_s[jobs, types], 3),
             -np.round(self._urgency[jobs, types], 6),
             self._is_new[jobs],
+            -self._class[jobs],
         )
         ranked = np.lexsort(keys)
         return list(zip(jobs[ranked].tolist(), types[ranked].tolist(), strict=True))
@@ -143,10 +149,13 @@ class _Turn:
         served = np.full(len(contest.rows), -1, np.intp)
         left = contest.capacity.copy()
         pinned = np.flatnonzero((contest.on_type >= 0) & ~self._may_stop)
-        served[pinned] = contest.on_type[pinned]
-        np.subtract.at(left, contest.on_type[pinned], contest.gpus[pinned])
-        for job, gpu_type in self._ranked():
-            if served[job] < 0 and contest.gpus[job] <= left[gpu_type] + 1e-9:
+        waiting = deque(pinned[np.argsort(-self._class[pinned], kind="stable")].tolist())
+        for job, gpu_type in [*self._ranked(), (-1, -1)]:
+            while waiting and (job < 0 or self._class[waiting[0]] >= self._class[job]):
+                stays = waiting.popleft()
+                served[stays] = contest.on_type[stays]
+                left[contest.on_type[stays]] -= contest.gpus[stays]
+            if job >= 0 and served[job] < 0 and contest.gpus[job] <= left[gpu_type] + 1e-9:
                 served[job] = gpu_type
                 left[gpu_type] -= contest.gpus[job]
         return served
@@ -156,32 +165,41 @@ class _Turn:
     def order(self, snapshot: Snapshot, rows: Rows) -> Rows:
         """Serve who shares nothing, then who is served in this round, then the others."""
         place = np.array([self._place_of.get(row, -1) for row in rows.tolist()], np.intp)
-        contests = place >= 0
-        others = highest_priority(snapshot, rows[~contests])
-        mine = rows[contests]
         rank = {job: i for i, (job, _) in reversed(list(enumerate(self._ranked())))}
         last = len(rank) + self._share.size
-        ranks = np.array([rank.get(job, last) for job in place[contests].tolist()])
-        keys = (snapshot.jobs.sequence[mine], ranks, self._served[place[contests]] < 0)
-        return np.concatenate([others, mine[np.lexsort(keys)]])
+        ranks = np.array([rank.get(job, last) for job in place.tolist()], np.intp)
+        is_behind = (place >= 0) & (self._served[place] < 0)
+        priority = snapshot.jobs.priority[rows]
+        keys = (
+            snapshot.jobs.sequence[rows],
+            np.where(place >= 0, ranks, -priority),
+            is_behind,
+            place >= 0,
+            -priority if self._rule.minds_priority else np.zeros(len(rows)),
+        )
+        return rows[np.lexsort(keys)]
 
     def may_preempt(self, snapshot: Snapshot, row: int, running: Rows) -> Rows:
         """Let a job that is served stop those on its type who are not, for a gain."""
         job = self._place_of.get(row)
         if job is None:
             return lower_priority(snapshot, row, running)
+        lower = running[:0]
+        if self._rule.minds_priority:
+            lower = lower_priority(snapshot, row, running)
         gpu_type = int(self._served[job])
         if gpu_type < 0 or self._is_new[job]:
-            return running[:0]
-        leaving = self._leaving(job, gpu_type)
-        return running[np.isin(running, self._contest.rows[leaving])]
+            return lower
+        leaving = self._contest.rows[self._leaving(job, gpu_type)]
+        return running[np.isin(running, leaving) | np.isin(running, lower)]
 
     def _leaving(self, job: int, gpu_type: int) -> BoolColumn:
         """Return who may be stopped so that the job is served on that type."""
         gain_s = self._owed_s[job, gpu_type] - self._owed_s[:, gpu_type]
         leaving: BoolColumn = self._may_stop & (self._contest.on_type == gpu_type)
         leaving &= (self._served != gpu_type) & (gain_s > self._loss_s)
-        return leaving
+        equal: BoolColumn = self._class == self._class[job]
+        return leaving & equal
 
     def gpu_types(self) -> dict[int, tuple[str, ...]]:
         """Return the types on which each waiting job may start: its own, if it is served."""

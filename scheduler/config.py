@@ -264,9 +264,9 @@ class SharesConfig(_Section):
     """How policies of shares weigh things, and how long they may think."""
 
     solve_limit_s: PositiveFloat = 5.0  # of a solve by simplex; then the last shares hold on
-    fair_within: Annotated[float, Field(ge=1.0, le=100.0)] = 1.5
+    fair_within: Annotated[float, Field(ge=1.0, le=100.0)] = 1.3
     """`lepton`: a job should take at most so many times as long as on its equal share."""
-    cost: Annotated[float, Field(ge=0.0, le=100.0)] = 0.6
+    cost: Annotated[float, Field(ge=0.0, le=100.0)] = 0.1
     """`lepton`: an hour on GPUs of the mean price, in hours of progress at the fair speed."""
 
 

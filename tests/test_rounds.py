@@ -204,6 +204,46 @@ class TestNoThrash:
         assert not evictions(play(cluster, 30))
 
 
+class TestPriority:
+    """`lepton` takes turns within a class; the classes themselves wait for nobody."""
+
+    def test_a_higher_class_stops_a_lower_one_at_any_time(self) -> None:
+        cluster = Cluster("lepton", now_s=10.75 * ROUND_S)
+        cluster.add_nodes(1, gpus=2, gpu_type="V100")
+        for name in ("a", "b"):
+            cluster.submit(name, gpus=1)  # saves nothing
+        cluster.settle()
+        cluster.advance(10.0)
+        cluster.submit("equal", gpus=1)
+        cluster.submit("lower", gpus=1, priority=-1)
+        assert not cluster.cycle().evicted
+        cluster.submit("higher", gpus=1, priority=1)
+        assert set(cluster.settle()) >= {"higher"}
+        assert cluster.phase("lower") == cluster.phase("equal") == "pending"
+        cluster.validate()
+
+    def test_within_a_class_turns_are_taken(self) -> None:
+        cluster = Cluster("lepton", now_s=10 * ROUND_S)
+        cluster.add_nodes(1, gpus=2, gpu_type="V100")
+        cluster.submit("high", gpus=1, priority=1, checkpoint_interval_s=20)
+        for name in ("a", "b"):
+            cluster.submit(name, gpus=1, checkpoint_interval_s=20, expected_run_s=1e6)
+        begin_s = cluster.now_s
+        play(cluster, 40)
+        high, a, b = fractions(cluster, "high", "a", "b", since_s=begin_s)
+        assert high == pytest.approx(1.0, abs=1e-6)
+        # Each has its fair half within 1.3 of the time; the rest is for who comes first.
+        assert min(a, b) > 0.5 / 1.3 - 2 * GRAIN
+        assert a + b == pytest.approx(1.0, abs=GRAIN)
+
+    def test_what_shares_nothing_is_served_by_its_class(self) -> None:
+        cluster = Cluster("lepton", now_s=10 * ROUND_S)
+        cluster.add_nodes(1, gpus=1, gpu_type="V100")
+        cluster.submit("service", gpus=1, kind="inference")
+        cluster.submit("high", gpus=1, priority=1)
+        assert cluster.cycle().started == ["high"]
+
+
 class TestMixes:
     def test_services_are_not_stopped_for_turns(self, cluster: Cluster) -> None:
         cluster.add_nodes(1, gpus=2, gpu_type="V100")

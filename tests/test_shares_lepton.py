@@ -14,7 +14,7 @@ from scheduler.core.model import DEFAULT_QUEUE, Queue, QueueName
 from scheduler.core.queue_tree import QueueTree
 
 HOUR_S = 3600.0
-FREE = Terms(cost=0.0)
+FREE = Terms(cost=0.0, fair_within=1.5)
 
 
 def contest_of(
@@ -100,7 +100,7 @@ def test_dear_gpus_are_for_who_gains_by_them() -> None:
     speeds = [[2.0, 1.8], [2.0, 0.5]]
     contest = contest_of(speeds, [2.0, 2.0], price_usd_per_h=[4.0, 1.0])
     np.testing.assert_allclose(shares(contest), [[1, 0], [1, 0]], atol=1e-6)
-    np.testing.assert_allclose(shares(contest, Terms()), [[0, 1], [1, 0]], atol=1e-6)
+    np.testing.assert_allclose(shares(contest, Terms(cost=0.6)), [[0, 1], [1, 0]], atol=1e-6)
 
 
 def test_only_what_pays_within_the_hour_moves() -> None:
