@@ -79,7 +79,7 @@ class Preemption:
         self._n_looks = 0
         self._ceiling = ANY_PRIORITY  # of those who are looked at
         self._lowest: dict[tuple[int, int, int], int] = {}  # ceiling that helped, by right
-        self._without_game: dict[tuple[int, int, int], bool] = {}  # by right
+        self._priorities: dict[tuple[int, int, int], list[int]] = {}  # of the game, by right
         self._offers: dict[tuple[Right, str, tuple[int, int]], Offers | None] = {}
 
     def make_room(self, row: int, wants: tuple[Want, ...]) -> list[Victim]:
@@ -105,11 +105,12 @@ class Preemption:
         right = (int(jobs.gang[row]), int(jobs.queue[row]), int(jobs.priority[row]))
         if not self._are_equals_alike:
             right = (row, -1, -1)
-        if self._is_without_game(row, right):
+        ceilings = self._ceilings(row, right)
+        if not ceilings:
             return []
         space = self._draft.open_later()
         try:
-            for ceiling in self._ceilings(row, right):
+            for ceiling in ceilings:
                 self._ceiling = ceiling
                 for number, nodes in self._subtrees(space, row, wants):
                     of_search = (*right, ceiling, number)
@@ -122,17 +123,22 @@ class Preemption:
             self._ceiling = ANY_PRIORITY
         return []
 
-    def _ceilings(self, row: int, right: tuple[int, int, int]) -> Iterable[int]:
-        """Return up to which priorities victims are looked for, the lowest first.
+    def _ceilings(self, row: int, right: tuple[int, int, int]) -> list[int]:
+        """Return up to which priorities to look for victims, the lowest first; none: no game.
 
         Within a cycle less and less is free: what did not help once will not help again.
         """
-        if not self._are_equals_alike:
-            return [ANY_PRIORITY]
-        snapshot = self._draft.snapshot
-        game = self._rule(snapshot, row, self._game())
-        lowest = self._lowest.get(right, -ANY_PRIORITY)
-        return [c for c in ceilings_of(snapshot.jobs.priority[game]) if c >= lowest]
+        known = self._priorities.get(right)
+        if known is None:
+            snapshot = self._draft.snapshot
+            game = self._rule(snapshot, row, self._game())
+            if self._are_equals_alike:
+                known = ceilings_of(snapshot.jobs.priority[game])
+            else:
+                known = [ANY_PRIORITY] if len(game) else []
+            self._priorities[right] = known
+        lowest = self._lowest.get(right)
+        return known if lowest is None else [c for c in known if c >= lowest]
 
     def spare(self, victims: Sequence[Victim]) -> None:
         """Undo `find`; who may be stopped for the same job may be others the next time."""
@@ -214,13 +220,6 @@ class Preemption:
         is_allowed = np.zeros(len(draft.is_evicted), np.bool_)
         is_allowed[allowed] = True
         return is_allowed
-
-    def _is_without_game(self, row: int, right: tuple[int, int, int]) -> bool:
-        """Return whether the rule lets nobody be stopped for jobs of this right."""
-        if right not in self._without_game:
-            rule, snapshot = self._rule, self._draft.snapshot
-            self._without_game[right] = not len(rule(snapshot, row, self._game()))
-        return self._without_game[right]
 
     def _game(self) -> Rows:
         if self._fair_game is None:
