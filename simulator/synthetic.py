@@ -8,7 +8,7 @@
   ends and grows with a power of its GPUs: over all, a mixture of lognormals;
 - queues are drawn by their shares, users within a queue by Zipf's law.
 
-Draws are stratified: of each block of 4,096 jobs every quantile gets its due. So a short trace
+Sizes, endings and run times are drawn so that each gets its due, in random order: a short trace
 has the statistics of a long one, although a few jobs in a thousand make most of the load.
 """
 
@@ -121,12 +121,13 @@ def _jobs(
 ) -> TraceJobs:
     random = np.random.Generator(np.random.PCG64(seed))
     cells = _Cells.of(workload)
+    draws = _Draws(cells, random)
     arrivals = _Arrivals(workload)
     number = 0
     while n_jobs is None or number < n_jobs:
         n = _BLOCK if n_jobs is None else min(_BLOCK, n_jobs - number)
         at_s = from_s + arrivals.next(random, n)
-        which, run_s = cells.draw(random, n)
+        which, run_s = draws.next(n)
         people = list(_people(random, workload, n))
         n_gpus, endings = cells.n_gpus[which].tolist(), cells.ending[which].tolist()
         for i, (moment_s, ran_s) in enumerate(zip(at_s.tolist(), run_s.tolist(), strict=True)):
@@ -174,16 +175,34 @@ class _Cells:
             spread=workload.spread,
         )
 
-    def draw(self, random: np.random.Generator, n: int) -> tuple[Ints, Floats]:
-        """Return the cells and the run times of so many jobs, stratified, in random order."""
-        shuffled = random.permutation(n)
-        strata = (np.arange(n) + random.random(n)) / n
-        which = np.searchsorted(np.cumsum(self.share)[:-1], strata, side="right")
-        n_in_cell = np.bincount(which, minlength=len(self.share))
-        place = np.arange(n) - (np.cumsum(n_in_cell) - n_in_cell)[which]
-        quantile = (place + random.random(n)) / n_in_cell[which]
-        z = ndtri(np.clip(quantile * self.mass[which], 1e-12, 1 - 1e-12))
-        run_s = np.exp(self.log_median[which] + self.spread * z)
+
+class _Draws:
+    """Jobs out of the cells: points of a scrambled Sobol' sequence, as (cell, run time).
+
+    However many jobs there are, each region of cells and run times has its due of them within
+    very little (Owen, Scrambled Net Variance, 1997); cells stand in the order of their run
+    times, so that rare ones make up for each other.
+    """
+
+    def __init__(self, cells: _Cells, random: np.random.Generator) -> None:
+        from scipy.stats.qmc import (  # type: ignore[import-untyped]  # slow to import
+            Sobol,
+        )
+
+        self._cells = cells
+        self._random = random
+        self._order = np.argsort(cells.log_median, kind="stable")
+        self._below = np.cumsum(cells.share[self._order])[:-1]
+        self._points = Sobol(2, scramble=True, rng=random)
+
+    def next(self, n: int) -> tuple[Ints, Floats]:
+        """Return the cells and the run times of so many jobs, at most a block, shuffled."""
+        cells = self._cells
+        along, quantile = self._points.random(_BLOCK)[:n].T
+        which = self._order[np.searchsorted(self._below, along, side="right")]
+        z = ndtri(np.clip(quantile * cells.mass[which], 1e-12, 1 - 1e-12))
+        run_s = np.exp(cells.log_median[which] + cells.spread * z)
+        shuffled = self._random.permutation(n)
         return which[shuffled], np.maximum(run_s, _SHORTEST_S)[shuffled]
 
 

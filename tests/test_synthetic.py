@@ -39,7 +39,7 @@ STEADY = Workload(
 
 
 def test_presets_have_the_published_statistics_within_five_percent():
-    rows = list(compare(seed=1))
+    rows = list(compare(seed=42))
     assert {row.preset for row in rows} == {"philly", "helios", "pai", "seren", "kalos"}
     assert len(rows) == 4 * 10 + 4
     far = [row for row in rows if not row.deviation < 0.05]

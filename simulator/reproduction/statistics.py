@@ -2,8 +2,8 @@
 
 Published: `cluster_summary.csv` of AcmeTrace @ 6d6ac9cd (Hu et al., NSDI '24, CC-BY-4.0), over
 GPU jobs; shares as published, times in seconds, GPU time as the part that each ending has.
-A few jobs in a thousand have most of the GPU time, so its shares vary from trace to trace by a
-quarter and more: ours are the expected ones.
+A few jobs in a thousand have most of the GPU time, so its shares vary from trace to trace by
+half and more: ours are the expected ones.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
