@@ -39,8 +39,9 @@ CLASSES = ("gpu_milli", "memory_mib", "cpu_milli")
 class Tenants:
     """A cluster, a tree of queues, and what they do to each other."""
 
-    def __init__(self, pick: Pick) -> None:
+    def __init__(self, pick: Pick, *, has_services: bool = True) -> None:
         self.pick = pick
+        self.has_services = has_services
         self.cluster = Cluster(pick(["priority", "fifo"]))
         self.n_jobs = 0
         self.plans: list[Plan] = []
@@ -147,9 +148,7 @@ class Tenants:
             queue=pick(sorted(self.queues)),
             priority=pick([0, 0, 0, 1, 2]),
             preemptible=pick([True, True, True, True, False]),
-            kind=pick(
-                [JobKind.TRAINING, JobKind.TRAINING, JobKind.TRAINING, JobKind.INFERENCE]
-            ),
+            kind=pick([JobKind.TRAINING] * 3 + [JobKind.INFERENCE] * self.has_services),
             tasks=tasks,
             min_tasks=pick([tasks, tasks, 1]),
             gpus=pick([1, 1, 1, 2, 0.5, 0]),
@@ -277,7 +276,7 @@ class Tenants:
                         assert not promised or after[queue.name][resource] >= promised
             self.counts["by others"] += victim.job.spec.queue != asker.job.spec.queue
 
-    def settle(self) -> None:
+    def settle(self, *, has_to_meet_claims: bool = True) -> None:
         """Without new events, decisions come to rest soon; then nobody has a claim left."""
         for _ in range(3 * len(self.cluster.engine.jobs()) + 5):
             plan = self.cycle()
@@ -286,7 +285,8 @@ class Tenants:
                 break
         else:
             raise AssertionError(f"restless: {plan}")
-        self.check_claims()
+        if has_to_meet_claims:
+            self.check_claims()
 
     def check_claims(self) -> None:
         """No job of one task waits for what a single borrower of as much could give back."""
@@ -393,3 +393,21 @@ def test_tenants_live_together(seed: int) -> None:
     tenants.cluster.validate()
     assert tenants.counts["starts"] > 20, tenants.counts
     assert tenants.counts["cycles"] > 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 103))
+def test_tenants_come_to_rest_over_a_thousand_cycles(seed: int) -> None:
+    # Not with services, whose replicas are taken one by one, nor all claims are met: a job
+    # of several GPU types is narrowed to those within its limits before others are asked.
+    tenants = Tenants(random.Random(seed).choice, has_services=False)
+    while tenants.counts["cycles"] < 1000:
+        for _ in range(4):
+            tenants.step()
+        tenants.settle(has_to_meet_claims=False)
+        while len(tenants.cluster.engine.jobs()) > 25:
+            record = tenants.pick(list(tenants.cluster.engine.jobs()))
+            tenants.cluster.cancel(tenants.cluster.names[record.id])
+            tenants.cluster.let_go()
+    tenants.cluster.validate()
+    assert tenants.counts["evictions"] > 20, tenants.counts
