@@ -31,6 +31,7 @@ _MODULES = (
     "simulator.traces.prometheus",
     "simulator.traces.swf",
     "simulator.traces.gavel",
+    "simulator.traces.pollux",
     "simulator.traces.openb",
 )
 """In the order in which they are asked whether they recognise a file."""
