@@ -86,6 +86,16 @@ def test_who_has_no_share_fills_what_is_left_unless_the_policy_is_first_come_fir
     assert waits.turns() == {0: 1}
 
 
+def test_who_has_no_share_of_a_type_can_be_made_to_wait_for_its_own():
+    meet = jobs((1.0, 2.0), (1.0, 2.0), (1.0, 2.0))
+    share = [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    at_once, last = rounds(share), rounds(share, fills_last=True)
+    for mechanism in (at_once, last):
+        mechanism.next_round(0.0, np.arange(3), meet)
+    assert at_once.turns() == {0: 1, 1: 0}, "job 0 fills the V100, which comes first"
+    assert last.turns() == {0: 0, 1: 1}, "it has its K80, and others fill the V100"
+
+
 def test_a_job_never_runs_where_it_has_no_speed():
     mechanism = rounds([[0.0, 1.0], [0.0, 1.0]])
     mechanism.next_round(0.0, np.arange(2), jobs((0.0, 2.0), (0.0, 2.0)))

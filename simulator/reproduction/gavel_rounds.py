@@ -138,6 +138,8 @@ class Rounds:
     program: Fractions
     sees_speeds: bool = True
     fills: bool = True
+    fills_last: bool = False
+    """Whether who has no share waits until all types have been handed out by shares."""
     skips: bool = False
     """Whether rounds that are the same may be one; everybody must have a place."""
     n_jobs: int | None = None
@@ -297,17 +299,21 @@ class Rounds:
         priority[jobs.speeds <= 0] = 0.0
         may_run = (jobs.speeds > 0) & (self.fills | (priority > 0))
         is_taken = np.zeros(len(jobs.number), np.bool_)
-        for gpu_type in gpu_types:
-            keys = (
-                -jobs.share[:, gpu_type],
-                -jobs.deficit_s[:, gpu_type],
-                -priority[:, gpu_type],
-            )
-            order = np.lexsort(keys)
-            order = order[may_run[order, gpu_type] & ~is_taken[order]]
-            served = order[_fit(jobs.gpus[order], float(self.capacity[gpu_type]))]
-            is_taken[served] = True
-            jobs.on_type[served[jobs.is_shared[served]]] = gpu_type
+        left = self.capacity.copy()
+        turns = [may_run & (priority > 0), may_run] if self.fills_last else [may_run]
+        for may_now in turns:
+            for gpu_type in gpu_types:
+                keys = (
+                    -jobs.share[:, gpu_type],
+                    -jobs.deficit_s[:, gpu_type],
+                    -priority[:, gpu_type],
+                )
+                order = np.lexsort(keys)
+                order = order[may_now[order, gpu_type] & ~is_taken[order]]
+                served = order[_fit(jobs.gpus[order], float(left[gpu_type]))]
+                left[gpu_type] -= jobs.gpus[served].sum()
+                is_taken[served] = True
+                jobs.on_type[served[jobs.is_shared[served]]] = gpu_type
 
 
 def _fit(gpus: Array, room: float) -> NDArray[np.bool_]:
@@ -462,7 +468,8 @@ def rule_of(
         program=policy.program(tie_break),
         sees_speeds=policy.sees_speeds,
         fills=policy.fills,
-        skips=policy.sees_speeds and not restarts,
+        fills_last=policy.fills_last,
+        skips=policy.sees_speeds and not policy.fills and not restarts,
         n_jobs=n_jobs,
     )
     return GavelRule(rounds=rounds, until=until, restarts=restarts)

@@ -50,7 +50,9 @@ class GavelPolicy:
     sees_speeds: bool = True
     """Otherwise types are gone through in random order, so that nobody is always first."""
     fills: bool = True
-    """Whether jobs without a share take what is left."""
+    """Whether jobs without a share take what is left of a type."""
+    fills_last: bool = False
+    """Whether they do so only once all types have been handed out by shares."""
 
 
 def first_come_first_served_perf(contest: Contest) -> Array:
@@ -285,6 +287,10 @@ GAVEL_POLICIES: Mapping[str, GavelPolicy] = {
 """By the name that Gavel gives them."""
 
 OUR_POLICIES: Mapping[str, GavelPolicy] = {
-    "lepton": GavelPolicy(program=_plain(fractions_of(programs.Lepton()))),
+    "lepton": GavelPolicy(program=_plain(fractions_of(programs.Lepton())), fills_last=True),
 }
-"""Ours, to be run by the same rules with the same information."""
+"""Ours, to be run in the same rounds with the same information.
+
+As in our own rounds, who has no share of a type takes it only if nobody is left who has one
+of another: Gavel's order would hand the dearest GPUs to those who should run on cheap ones.
+"""

@@ -145,6 +145,9 @@ GPUs do not fail. Its defect in `fifo` (the type drawn is not the one taken) is 
 Optima are not unique. Ours: blind max-min spreads a job's time as the cluster's types are
 mixed; the cost-normalised program's zero shares fill what is left by how little they lose,
 as an interior point method's tiny shares do; all others take the point that ours ends at.
+`lepton` runs in the same rounds, as users get it, but who has no share fills only
+what is left when all types have been handed out, as in our own rounds. "Worst finish-time
+ratio" is the largest of a job's time over what its equal share of the cluster would have taken.
 The remarks say how far other solvers and the other tie-break are from the published figure.
 """,
 )
