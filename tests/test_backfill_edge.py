@@ -1,6 +1,7 @@
 """Estimates and expected starts at the edge: the wire, job files, configuration, commands."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_the_configuration_chooses_who_may_pass() -> None:
     policy = policy_for(parse_config(text, "lepton.yaml", folder=Path("/work")))
     assert policy.backfill is Backfilling.CONSERVATIVE
     assert (policy.backfill_depth, policy.patience_s, policy.starvation_s) == (3, 60, 600)
-    assert policy_for(DaemonConfig()) == policy_named("priority")
+    assert policy_for(DaemonConfig()) == replace(policy_named("priority"), defragments=True)
 
 
 def test_a_kind_of_backfill_that_is_none_is_refused() -> None:
