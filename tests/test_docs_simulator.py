@@ -1,6 +1,8 @@
 """docs/simulator.md is true: its figures, its options, its examples of goals."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from simulator.prices import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "simulator.md").read_text()
+OF_REPRODUCTIONS = {"--data", "--keep"}
 
 
 def test_every_figure_is_described_as_the_catalogue_does():
@@ -32,8 +35,15 @@ def test_every_option_in_the_examples_exists(verb: str):
 
 def test_options_of_traces_exist():
     helped = lepton("simulate", "--help").stdout
-    for option in set(re.findall(r"`(--[a-z-]+)", TEXT)) - {"--pool", "--prices", "--goal"}:
+    of_others = {"--pool", "--prices", "--goal", *OF_REPRODUCTIONS}
+    for option in set(re.findall(r"`(--[a-z-]+)", TEXT)) - of_others:
         assert option in helped, option
+
+
+def test_options_of_reproductions_exist():
+    command = [sys.executable, "-m", "simulator.reproduction", "--help"]
+    helped = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert all(option in TEXT and option in helped for option in OF_REPRODUCTIONS)
 
 
 def test_fields_of_pools_and_columns_of_prices_exist():
