@@ -33,7 +33,8 @@ UNSERVED = 1.1
 LEAST_FACTOR = 1e-3
 """The least factor for a restart: worse than nothing at all."""
 ROUND_S = 60.0
-TIME_LIMIT_S = 2.0
+NODE_LIMIT = 200
+"""Nodes that the solver searches: unlike seconds, the same however busy the machine is."""
 HORIZON_ROUNDS = 10
 """Rounds within which more GPUs must make up for a restart."""
 ALL_SIZES = 8
@@ -70,11 +71,11 @@ def chosen(
     capacity: Array,
     *,
     must_run: NDArray[np.bool_],
-    time_limit_s: float = TIME_LIMIT_S,
+    time_limit_s: float | None = None,
 ) -> Rows:
     """Return the option that each job is given, -1 for none: of the greatest value in all.
 
-    If the solver does not find one in time, what it found last, or else greedily.
+    If the solver does not find it within its limits, what it found best, or else greedily.
     """
     alike = _alike(options, value, must_run)
     of_class = [(members, list(_rows_of(options, members[0]))) for members in alike]
@@ -82,7 +83,7 @@ def chosen(
     if not columns:
         return np.full(len(must_run), -1, np.intp)
     program = LinearProgram(given=len(columns))
-    program.whole("given")
+    program.whole("given", node_limit=NODE_LIMIT)
     index = np.array(columns, np.intp)
     owner = np.repeat(np.arange(len(of_class)), [len(rows) for _, rows in of_class])
     copies = np.array([len(members) for members, _ in of_class], float)
@@ -145,6 +146,7 @@ class Goodput:
 
     round_s: float = ROUND_S
     power: float = POWER
+    time_limit_s: float | None = None
 
     def __call__(self, snapshot: Snapshot) -> Round:
         """Return who has which size in this round."""
@@ -176,7 +178,13 @@ class _Sizing:
         self._options = self._all_options()
         value = values_of(self._options, contest.weights, power=rule.power)
         must_run = self._is_fixed & (self._on_type >= 0)
-        self._given = chosen(self._options, value, contest.capacity, must_run=must_run)
+        self._given = chosen(
+            self._options,
+            value,
+            contest.capacity,
+            must_run=must_run,
+            time_limit_s=rule.time_limit_s,
+        )
 
     def _types_now(self) -> Rows:
         """Return on which type each job is, also one that comes back to its seats."""

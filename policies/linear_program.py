@@ -88,11 +88,13 @@ class LinearProgram:
     _blocks: dict[str, _Block] = field(default_factory=dict)
     _rows: list[_Constraint] = field(default_factory=list)
     _n: int = 0
+    _node_limit: int | None = None
 
     def __init__(self, **sizes: int) -> None:
         self._blocks = {}
         self._rows = []
         self._n = 0
+        self._node_limit = None
         for name, size in sizes.items():
             self._blocks[name] = _Block(self._n, size, np.zeros(size), np.full(size, np.inf))
             self._n += size
@@ -111,9 +113,14 @@ class LinearProgram:
         if upper is not None:
             kept.upper = np.broadcast_to(np.asarray(upper, float), kept.size).copy()
 
-    def whole(self, block: str) -> None:
-        """Let the block take whole numbers only; the program then has no prices."""
+    def whole(self, block: str, *, node_limit: int | None = None) -> None:
+        """Let the block take whole numbers only; the program then has no prices.
+
+        The search ends after so many nodes, with the best found: the same on any machine.
+        """
         self._blocks[block].whole = True
+        if node_limit is not None:
+            self._node_limit = node_limit
 
     def at_most(
         self,
@@ -226,6 +233,7 @@ class LinearProgram:
 
     def _solve_whole(self, cost: Array, sign: float, time_limit_s: float | None) -> Solution:
         blocks = self._blocks.values()
+        limits = {"time_limit": time_limit_s, "node_limit": self._node_limit}
         answer = milp(
             cost,
             integrality=np.concatenate([np.full(b.size, int(b.whole)) for b in blocks]),
@@ -241,7 +249,7 @@ class LinearProgram:
                 )
                 for rows in self._rows
             ],
-            options={} if time_limit_s is None else {"time_limit": time_limit_s},
+            options={name: value for name, value in limits.items() if value is not None},
         )
         status = _LINPROG_STATUS.get(answer.status, Status.FAILED)
         if answer.x is None:

@@ -266,13 +266,23 @@ def in_rounds_of(
 ) -> Policy:
     """Return the policy with turns of that length and that limit to solves, if it has turns.
 
-    Those inside queues, too.
+    Those inside queues, too. Goodput keeps the length of its own turns.
     """
 
     def change(rounds: Rounds) -> Rounds:
         return replace(rounds, round_s=round_s, time_limit_s=time_limit_s)
 
-    return _with_rounds(policy, change)
+    return _limiting_goodput(_with_rounds(policy, change), time_limit_s)
+
+
+def _limiting_goodput(policy: Policy, time_limit_s: float | None) -> Policy:
+    inside = {
+        name: _limiting_goodput(other, time_limit_s) for name, other in policy.inside.items()
+    }
+    rounds = policy.rounds
+    if isinstance(rounds, Goodput):
+        rounds = replace(rounds, time_limit_s=time_limit_s)
+    return replace(policy, inside=inside, rounds=rounds)
 
 
 def weighing(policy: Policy, *, fair_within: float, cost: float) -> Policy:

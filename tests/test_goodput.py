@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from cluster_testing import Cluster
 
-from policies.goodput import UNSERVED, Options, chosen, greedy, values_of
+from policies import goodput
+from policies.goodput import UNSERVED, Goodput, Options, chosen, greedy, values_of
+from policies.registry import POLICIES, in_rounds_of, policy_named
 from scheduler.core.model import JobPhase, StopCause
 
 ELASTIC = {"elastic": True, "gpus": 1, "checkpoint_interval_s": 30, "resize_cooldown_s": 60}
@@ -234,3 +236,24 @@ class TestOnACluster:
         self.settle(cluster, 3)
         assert self.sizes(cluster, "s", "e") == [2, 2]
         cluster.validate()
+
+
+def test_only_a_limit_that_is_asked_for_is_in_seconds() -> None:
+    assert isinstance(POLICIES["goodput"].rounds, Goodput)
+    assert POLICIES["goodput"].rounds.time_limit_s is None
+    limited = in_rounds_of(policy_named("goodput"), 60.0, time_limit_s=5.0).rounds
+    assert isinstance(limited, Goodput)
+    assert limited.time_limit_s == 5.0
+
+
+def test_a_search_of_no_nodes_is_greedy_or_the_best_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = random_options(100, n_jobs=25)
+    capacity, must_run = np.array([12.0, 16.0]), np.zeros(25, np.bool_)
+    value = values_of(options, np.ones(25))
+    monkeypatch.setattr(goodput, "NODE_LIMIT", 0)
+    given = chosen(options, value, capacity, must_run=must_run)
+    assert is_within(options, given, capacity)
+    assert (given >= 0).any()
+    assert np.array_equal(given, chosen(options, value, capacity, must_run=must_run))
