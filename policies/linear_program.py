@@ -252,6 +252,8 @@ class LinearProgram:
             options={name: value for name, value in limits.items() if value is not None},
         )
         status = _LINPROG_STATUS.get(answer.status, Status.FAILED)
+        if status is Status.FAILED and answer.x is not None:
+            status = Status.LIMIT  # of nodes: scipy has no code of its own for it
         if answer.x is None:
             return Solution(status=status, value=np.nan, blocks={}, prices={})
         return Solution(

@@ -81,6 +81,19 @@ def test_whole_numbers():
     np.testing.assert_allclose(solution["take"], [1, 0, 1], atol=1e-9)
 
 
+def test_whole_numbers_found_by_a_bounded_search_are_told_as_such():
+    # Five knapsacks over forty things: no search of one node proves an optimum.
+    weights = np.random.default_rng(0).integers(10, 100, (5, 40)).astype(float)
+    lp = LinearProgram(x=40)
+    lp.bound("x", upper=1.0)
+    lp.whole("x", node_limit=1)
+    lp.at_most({"x": weights}, weights.sum(axis=1) / 2)
+    solution = lp.maximize({"x": weights.sum(axis=0)[None]})
+    assert solution.status is Status.LIMIT
+    assert (weights @ solution["x"] <= weights.sum(axis=1) / 2 + 1e-6).all()
+    assert solution.value > 0
+
+
 def test_whole_numbers_can_be_infeasible():
     lp = LinearProgram(n=1)
     lp.whole("n")
