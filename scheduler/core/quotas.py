@@ -150,6 +150,22 @@ class Quotas:
                 options.append((of_type, self.tree.gpu_types[column - FIRST_TYPE]))
         return options
 
+    def back_before(self, row: int, stopped: Iterable[int]) -> list[int]:
+        """Return which of the jobs, once they have stopped, would be served before the job.
+
+        They would take the places that were freed for it, time and again.
+        """
+        if not self.tree.has_shares:
+            return []
+        mine, queue_of = self.rank(row), self.snapshot.jobs.queue
+        first = []
+        for other in stopped:
+            theirs = self.rank(other, as_gang=True)
+            is_at_home = queue_of[other] == queue_of[row]
+            if not (mine < theirs or (is_at_home and mine == theirs)):
+                first.append(other)
+        return first
+
     def rank(self, row: int, *, as_gang: bool = False) -> Rank:
         """Return what a job is owed as the later ledger stands: the less, the more urgent.
 

@@ -234,7 +234,7 @@ class _Search:
         """Do as `run`, without victims that would be served before the job."""
         for _ in range(MOST_TRIES):
             gone = self.run(claim, allowed, by_policy)
-            first = self.before(gone)
+            first = self._quotas.back_before(self._row, [victim.row for victim in gone])
             if not first:
                 return gone
             self.undo()
@@ -257,23 +257,6 @@ class _Search:
             return self._reprieve()
         self.undo()
         return []
-
-    def before(self, victims: list[Victim]) -> list[int]:
-        """Return which of the victims would be served before the job from now on.
-
-        They would take the places that were freed for the job, time and again.
-        """
-        quotas, queue_of = self._quotas, self._draft.snapshot.jobs.queue
-        if not quotas.tree.has_shares:
-            return []
-        mine = quotas.rank(self._row)
-        first = []
-        for victim in victims:
-            theirs = quotas.rank(victim.row, as_gang=True)
-            is_at_home = queue_of[victim.row] == queue_of[self._row]
-            if not (mine < theirs or (is_at_home and mine == theirs)):
-                first.append(victim.row)
-        return first
 
     def _is_below(self, rows: Rows, blocker: int) -> BoolColumn:
         tree, queue = self._quotas.tree, self._draft.snapshot.jobs.queue

@@ -200,13 +200,9 @@ class Shrinking:
 
     def comes_back(self, row: int, other: int) -> bool:
         """Return whether a service would take what it gave up again, before the job."""
-        quotas, jobs = self._quotas, self.draft.snapshot.jobs
+        quotas = self._quotas
         is_service = self.draft.snapshot.job_at(other).spec.kind is JobKind.INFERENCE
-        if quotas is None or not is_service or not quotas.tree.has_shares:
-            return False
-        mine, theirs = quotas.rank(row), quotas.rank(other, as_gang=True)
-        is_at_home = bool(jobs.queue[other] == jobs.queue[row])
-        return not (mine < theirs or (is_at_home and mine == theirs))
+        return quotas is not None and is_service and bool(quotas.back_before(row, [other]))
 
     # What it costs
 
