@@ -182,6 +182,14 @@ Moment = Annotated[
 ]
 
 
+class SharedThroughputEntry(_Entry):
+    """How fast a job is beside another on the same GPUs."""
+
+    gpu_type: Annotated[str, Field(min_length=1)]
+    beside: Annotated[str, Field(min_length=1, description="the profile of the other job")]
+    per_s: Annotated[float, Field(gt=0.0, description="in units of `throughputs`")]
+
+
 class JobEntry(TaskFields):
     """A job. One with a single role may put the role's fields here instead of in `roles`."""
 
@@ -230,6 +238,16 @@ class JobEntry(TaskFields):
             " types that are not named; none: all types are alike"
         ),
     ] = Field(default_factory=dict)
+    profile: Annotated[
+        str, Field(description="the kind of work it is, by which other jobs refer to it")
+    ] = ""
+    shared_throughputs: Annotated[
+        list[SharedThroughputEntry],
+        Field(
+            description="how fast it is beside jobs of a profile on the same GPUs: policies"
+            " that share GPUs put two together if both say"
+        ),
+    ] = Field(default_factory=list)
     total_work: Annotated[
         float, Field(ge=0.0, description="in units of throughput times seconds; 0: unknown")
     ] = 0.0

@@ -246,6 +246,11 @@ def _spec(
         topology_preferred=entry.topology_preferred,
         topology_balanced=entry.topology_balanced,
         inputs_mib=entry.inputs,
+        profile=entry.profile,
+        shared_throughputs=[
+            pb.SharedThroughput(gpu_type=s.gpu_type, beside=s.beside, per_s=s.per_s)
+            for s in entry.shared_throughputs
+        ],
     )
 
 

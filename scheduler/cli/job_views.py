@@ -300,6 +300,9 @@ def _job_fields(job: pb.Job, now_s: float) -> Iterator[tuple[str, Cell | str]]:
     yield "Not stopped before", duration_text(spec.min_runtime_s) if spec.min_runtime_s else ""
     yield "Weight", f"{spec.weight:g}" if spec.HasField("weight") and spec.weight != 1 else ""
     yield "Throughput", ", ".join(f"{t} {n:g}" for t, n in sorted(spec.throughputs.items()))
+    yield "Profile", spec.profile
+    beside = (f"{s.gpu_type} {s.per_s:g} ({s.beside})" for s in spec.shared_throughputs)
+    yield "Beside others", ", ".join(beside)
     yield "Total work", f"{spec.total_work:g}" if spec.total_work else ""
     yield "Elastic", _elastic(spec)
     yield "Topology", _topology(spec)

@@ -30,6 +30,8 @@ class SpecOptions:
     min_runtime_s: float | None = None
     weight: float | None = None
     throughputs: Sequence[str] = ()
+    profile: str | None = None
+    shared_throughputs: Sequence[str] = ()
     total_work: float | None = None
     elastic: bool | None = None
     resize_cooldown_s: float | None = None
@@ -83,6 +85,7 @@ class SpecOptions:
             ("expected_run_spread", self.expected_run_spread),
             ("min_runtime_s", self.min_runtime_s),
             ("weight", self.weight),
+            ("profile", self.profile),
             ("total_work", self.total_work),
             ("elastic", self.elastic),
             ("resize_cooldown_s", self.resize_cooldown_s),
@@ -116,6 +119,7 @@ class SpecOptions:
             except ValueError:
                 rule = f"{speed!r} is no number: write TYPE=NUMBER"
                 raise typer.BadParameter(rule, param_hint="--throughput") from None
+        spec.shared_throughputs.extend(map(_shared_throughput, self.shared_throughputs))
         for n_tasks, speed in pairs(self.scaling, "--scaling").items():
             try:
                 spec.scaling[int(n_tasks)] = float(speed)
@@ -191,6 +195,17 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
             raise typer.BadParameter(f"{text!r}: write KEY=VALUE", param_hint=option)
         found[key] = value
     return found
+
+
+def _shared_throughput(text: str) -> pb.SharedThroughput:
+    """Return how fast a job is beside another, from `TYPE:PROFILE=NUMBER`."""
+    place, _, speed = text.rpartition("=")
+    gpu_type, _, profile = place.partition(":")
+    try:
+        return pb.SharedThroughput(gpu_type=gpu_type, beside=profile, per_s=float(speed))
+    except ValueError:
+        rule = f"{text!r}: write TYPE:PROFILE=NUMBER"
+        raise typer.BadParameter(rule, param_hint="--shared-throughput") from None
 
 
 def _environment(texts: Sequence[str]) -> dict[str, str]:

@@ -211,6 +211,16 @@ def submit(
         list[str] | None,
         typer.Option(metavar="TYPE=N", help="Work a second on a GPU type (repeatable)."),
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The kind of work it is.")
+    ] = None,
+    shared_throughput: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE:PROFILE=N",
+            help="Work a second beside such a job on the same GPUs (repeatable).",
+        ),
+    ] = None,
     total_work: Annotated[
         float | None, typer.Option(min=0.0, metavar="N", help="Work until its end.")
     ] = None,
@@ -334,6 +344,8 @@ def submit(
         min_runtime_s=min_runtime,
         weight=weight,
         throughputs=throughput or (),
+        profile=profile,
+        shared_throughputs=shared_throughput or (),
         total_work=total_work,
         elastic=elastic,
         resize_cooldown_s=resize_cooldown,

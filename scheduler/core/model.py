@@ -189,6 +189,15 @@ class Dependency:
     kind: DependencyKind = DependencyKind.AFTER_OK
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedThroughput:
+    """How fast a job is, in units of its throughput, beside another on the same GPUs."""
+
+    gpu_type: str
+    beside: str  # the profile of the other job
+    per_s: float
+
+
 RESIZE_COOLDOWN_S = 600.0
 """How long an elastic job keeps its size unless it says otherwise."""
 
@@ -229,6 +238,8 @@ class JobSpec:
     elastic: bool = False  # the scheduler sizes its roles, within their min and max
     resize_cooldown_s: float = RESIZE_COOLDOWN_S  # between two resizes of its
     scaling: tuple[tuple[int, float], ...] = ()  # see `speed_up`; sorted by tasks
+    profile: str = ""  # the kind of work it is, for `shared_throughputs` of others
+    shared_throughputs: tuple[SharedThroughput, ...] = ()  # see `speed_beside`; sorted
 
     @property
     def n_tasks(self) -> int:
@@ -247,6 +258,16 @@ class JobSpec:
         run on a type that it does not name.
         """
         return dict(self.throughputs).get(gpu_type, 0.0) if self.throughputs else 1.0
+
+    def speed_beside(self, profile: str, gpu_type: str) -> float:
+        """Return the work per second of the whole gang beside a job of that profile.
+
+        Both have the same GPUs, of that type. 0: nobody said, so they do not share.
+        """
+        for measured in self.shared_throughputs:
+            if (measured.beside, measured.gpu_type) == (profile, gpu_type):
+                return measured.per_s
+        return 0.0
 
     def counts_at(self, n_tasks: int) -> dict[str, int]:
         """Return how many of so many tasks each role has: its min, then evenly by its wish."""

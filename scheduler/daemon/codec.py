@@ -24,6 +24,11 @@ from scheduler.core.model import (
     Shape,
     Toleration,
 )
+from scheduler.daemon.codec_speeds import (
+    scaling_from,
+    shared_throughputs_from,
+    throughputs_from,
+)
 from scheduler.daemon.limits import (
     ENV_KEY,
     ENV_KEY_RULE,
@@ -124,27 +129,24 @@ def spec_from(message: cluster_pb2.JobSpec, limits: Limits) -> JobSpec:
         expected_run_spread=_spread(message),
         min_runtime_s=check_seconds("min_runtime_s", message.min_runtime_s, longest_s),
         weight=check_amount("weight", message.weight) if message.HasField("weight") else 1.0,
-        throughputs=_throughputs(message, limits) if message.throughputs else (),
+        throughputs=throughputs_from(message, limits) if message.throughputs else (),
         deadline_at_s=check_seconds("deadline_at_s", message.deadline_at_s, limits.max_epoch_s),
         total_work=check_amount("total_work", message.total_work, least=0.0),
         elastic=_elastic(message, roles),
         resize_cooldown_s=check_seconds("resize_cooldown_s", cooldown_s, longest_s),
-        scaling=_scaling(message, limits) if message.scaling else (),
+        scaling=scaling_from(message, limits) if message.scaling else (),
         topology_required=_level("topology_required", message.topology_required, limits),
         topology_preferred=_level("topology_preferred", message.topology_preferred, limits),
         topology_balanced=_balanced(message),
         inputs_mib=_inputs(message, limits) if message.inputs_mib else (),
+        profile=message.profile
+        and check_text("profile", message.profile, limits.max_value_length),
+        shared_throughputs=(
+            shared_throughputs_from(message, kind, roles, limits)
+            if message.shared_throughputs
+            else ()
+        ),
     )
-
-
-def _throughputs(message: cluster_pb2.JobSpec, limits: Limits) -> tuple[tuple[str, float], ...]:
-    check_count("throughputs", len(message.throughputs), limits.max_gpu_types)
-    for gpu_type, speed in message.throughputs.items():
-        if not gpu_type:
-            raise InvalidInput("throughputs", "must name GPU types")
-        check_text("throughputs", gpu_type, limits.max_value_length)
-        check_amount(f"throughputs[{gpu_type}]", speed)
-    return tuple(sorted(message.throughputs.items()))
 
 
 def _inputs(message: cluster_pb2.JobSpec, limits: Limits) -> tuple[tuple[str, int], ...]:
@@ -173,16 +175,6 @@ def _elastic(message: cluster_pb2.JobSpec, roles: tuple[Role, ...]) -> bool:
         rule = "needs a role whose max_count is more than its min_count"
         raise InvalidInput("elastic", rule)
     return message.elastic
-
-
-def _scaling(message: cluster_pb2.JobSpec, limits: Limits) -> tuple[tuple[int, float], ...]:
-    check_count("scaling", len(message.scaling), limits.max_scaling_points)
-    for n_tasks, speed in message.scaling.items():
-        if not 1 <= n_tasks <= limits.max_tasks_per_job:
-            rule = f"must be of 1 to {limits.max_tasks_per_job} tasks"
-            raise InvalidInput(f"scaling[{n_tasks}]", rule)
-        check_amount(f"scaling[{n_tasks}]", speed)
-    return tuple(sorted(message.scaling.items()))
 
 
 def _spread(message: cluster_pb2.JobSpec) -> float:

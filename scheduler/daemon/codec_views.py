@@ -79,6 +79,11 @@ def spec_message(spec: JobSpec) -> cluster_pb2.JobSpec:
         topology_preferred=spec.topology_preferred,
         topology_balanced=spec.topology_balanced,
         inputs_mib=dict(spec.inputs_mib),
+        profile=spec.profile,
+        shared_throughputs=[
+            cluster_pb2.SharedThroughput(gpu_type=s.gpu_type, beside=s.beside, per_s=s.per_s)
+            for s in spec.shared_throughputs
+        ],
     )
 
 

@@ -40,6 +40,7 @@ class Limits:
     max_args_bytes: int = 512 * 1024
     max_gpu_types: int = 32
     max_scaling_points: int = 64
+    max_shared_throughputs: int = 1_024
     max_tolerations: int = 64
     max_users_per_queue: int = 1_000
     max_name_length: int = 63  # of a role, a queue, a node label: what Kubernetes takes

@@ -367,6 +367,34 @@ class Dependency(_message.Message):
 Global___Dependency: _TypeAlias = Dependency  # noqa: Y015
 
 @_typing.final
+class SharedThroughput(_message.Message):
+    """How fast a job is, in units of its throughput, beside a job of some profile on the same GPUs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPU_TYPE_FIELD_NUMBER: _builtins.int
+    BESIDE_FIELD_NUMBER: _builtins.int
+    PER_S_FIELD_NUMBER: _builtins.int
+    gpu_type: _builtins.str
+    beside: _builtins.str
+    """a profile"""
+    per_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        gpu_type: _builtins.str = ...,
+        beside: _builtins.str = ...,
+        per_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beside", b"beside", "gpu_type", b"gpu_type", "per_s", b"per_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedThroughput: _TypeAlias = SharedThroughput  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -482,6 +510,8 @@ class JobSpec(_message.Message):
     TOPOLOGY_PREFERRED_FIELD_NUMBER: _builtins.int
     TOPOLOGY_BALANCED_FIELD_NUMBER: _builtins.int
     INPUTS_MIB_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    SHARED_THROUGHPUTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: Global___JobKind.ValueType
     queue: _builtins.str
@@ -530,6 +560,8 @@ class JobSpec(_message.Message):
     """as few domains of it as possible hold them"""
     topology_balanced: _builtins.bool
     """evenly over as few domains as hold them"""
+    profile: _builtins.str
+    """what kind of work it is, by which others say how they run beside it"""
     @_builtins.property
     def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Role]: ...
     @_builtins.property
@@ -549,6 +581,10 @@ class JobSpec(_message.Message):
     @_builtins.property
     def inputs_mib(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """data sets that it reads, and how much of each"""
+
+    @_builtins.property
+    def shared_throughputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SharedThroughput]:
+        """Policies that share GPUs put two jobs on the same ones if both say how fast they are there."""
 
     def __init__(
         self,
@@ -585,10 +621,12 @@ class JobSpec(_message.Message):
         topology_preferred: _builtins.str = ...,
         topology_balanced: _builtins.bool = ...,
         inputs_mib: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        profile: _builtins.str = ...,
+        shared_throughputs: _abc.Iterable[Global___SharedThroughput] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_resize_cooldown_s", b"_resize_cooldown_s", "_weight", b"_weight", "backoff_s", b"backoff_s", "grace_s", b"grace_s", "may_preempt", b"may_preempt", "preemptible", b"preemptible", "resize_cooldown_s", b"resize_cooldown_s", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_resize_cooldown_s", b"_resize_cooldown_s", "_weight", b"_weight", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "deadline_at_s", b"deadline_at_s", "dependencies", b"dependencies", "elastic", b"elastic", "expected_run_s", b"expected_run_s", "expected_run_spread", b"expected_run_spread", "grace_s", b"grace_s", "inputs_mib", b"inputs_mib", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "may_preempt", b"may_preempt", "min_runtime_s", b"min_runtime_s", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "priority_class", b"priority_class", "queue", b"queue", "resize_cooldown_s", b"resize_cooldown_s", "roles", b"roles", "scaling", b"scaling", "start_after_s", b"start_after_s", "suspended", b"suspended", "throughputs", b"throughputs", "time_limit_s", b"time_limit_s", "topology_balanced", b"topology_balanced", "topology_preferred", b"topology_preferred", "topology_required", b"topology_required", "total_work", b"total_work", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s", "_grace_s", b"_grace_s", "_may_preempt", b"_may_preempt", "_preemptible", b"_preemptible", "_resize_cooldown_s", b"_resize_cooldown_s", "_weight", b"_weight", "array_size", b"array_size", "backoff_s", b"backoff_s", "checkpoint_interval_s", b"checkpoint_interval_s", "deadline_at_s", b"deadline_at_s", "dependencies", b"dependencies", "elastic", b"elastic", "expected_run_s", b"expected_run_s", "expected_run_spread", b"expected_run_spread", "grace_s", b"grace_s", "inputs_mib", b"inputs_mib", "kind", b"kind", "labels", b"labels", "max_retries", b"max_retries", "may_preempt", b"may_preempt", "min_runtime_s", b"min_runtime_s", "name", b"name", "preemptible", b"preemptible", "priority", b"priority", "priority_class", b"priority_class", "profile", b"profile", "queue", b"queue", "resize_cooldown_s", b"resize_cooldown_s", "roles", b"roles", "scaling", b"scaling", "shared_throughputs", b"shared_throughputs", "start_after_s", b"start_after_s", "suspended", b"suspended", "throughputs", b"throughputs", "time_limit_s", b"time_limit_s", "topology_balanced", b"topology_balanced", "topology_preferred", b"topology_preferred", "topology_required", b"topology_required", "total_work", b"total_work", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__backoff_s: _TypeAlias = _typing.Literal["backoff_s"]  # noqa: Y015
     _WhichOneofArgType__backoff_s: _TypeAlias = _typing.Literal["_backoff_s", b"_backoff_s"]  # noqa: Y015

@@ -191,6 +191,9 @@ def _stretched_spec(spec: JobSpec, first_s: float, factor: float) -> JobSpec:
         expected_run_s=spec.expected_run_s * factor,
         min_runtime_s=spec.min_runtime_s * factor,
         throughputs=tuple((name, speed / factor) for name, speed in spec.throughputs),
+        shared_throughputs=tuple(
+            replace(shared, per_s=shared.per_s / factor) for shared in spec.shared_throughputs
+        ),
         deadline_at_s=moment(spec.deadline_at_s),
         start_after_s=moment(spec.start_after_s),
     )
