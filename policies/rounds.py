@@ -241,6 +241,12 @@ class _Turn:
         return tuple(moving)
 
     def wake_at_s(self) -> float:
-        """Return when the next round begins, if it could change anything."""
-        is_settled = (self._contest.on_type >= 0) & (self._served == self._contest.on_type)
-        return np.inf if is_settled.all() else self._begin_s + self._rule.round_s
+        """Return when the next round or its second half begins, if that may change anything."""
+        on_type, half_s = self._contest.on_type, self._rule.round_s / 2
+        if ((on_type >= 0) & (self._served == on_type)).all():
+            return np.inf
+        # Those who wait for one of several types may then start on any of them.
+        is_bound = (on_type < 0) & (self._served >= 0)
+        has_choice = np.count_nonzero(self._contest.speeds, axis=1) > 1
+        is_halved = self._is_open and bool((is_bound & has_choice).any())
+        return self._begin_s + (half_s if is_halved else 2 * half_s)

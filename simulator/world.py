@@ -255,6 +255,7 @@ class World:
         if job.stage is Stage.WORKING and job.began_at_s == began_at_s:
             task = next(iter(job.seats))
             self.tell(TaskCheckpointed(at_s=self._agenda.now_s, task=task))
+            self._news()  # less is lost now if it is stopped
 
     # Working
 
