@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scheduler.core.model import DEFAULT_QUEUE, MILLI, JobId, JobKind, JobPhase, StopCause
 from scheduler.core.preemption import RESTART_S
 from scheduler.core.queue_tree import FIRST_TYPE, GPU, QueueTree
-from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
+from scheduler.core.snapshot import PHASE_CODE, BoolColumn, Rows, Snapshot
 
 Array = NDArray[np.float64]
 
@@ -49,6 +49,7 @@ class Contest:
     tree: QueueTree
     held_elsewhere: Array  # [queues, types] GPUs of jobs that are no contestants
     price_usd_per_h: Array  # [types] of one GPU; 0: nobody said
+    is_described: BoolColumn  # [jobs] says something to tell it from others by
     job_ids: tuple[JobId, ...] = ()
     kept: frozenset[JobId] = frozenset()  # who was promised that a deadline will be met
     time_limit_s: float | None = None  # of a solve by simplex
@@ -88,6 +89,7 @@ class Contest:
             tree=QueueTree.of([DEFAULT_QUEUE], gpu_types),
             held_elsewhere=np.zeros((1, len(gpu_types))),
             price_usd_per_h=price_usd_per_h,
+            is_described=np.ones(n_jobs, np.bool_),
         )
 
     @property
@@ -137,14 +139,7 @@ def contest_of(snapshot: Snapshot) -> Contest:
     rows = _contestants(snapshot)
     held = _held_elsewhere(snapshot, rows, gpu_types)
     capacity = _capacity(snapshot, held.sum(axis=0), gpu_types)
-    specs = [snapshot.job_at(row).spec for row in rows.tolist()]
-    gpus = np.array([spec.total_gpu_milli / MILLI for spec in specs])
-    speeds = np.zeros((len(rows), len(gpu_types)))
-    for i, spec in enumerate(specs):
-        wanted = [role.shape.gpu_types for role in spec.roles if role.shape.total_gpu_milli]
-        for k, name in enumerate(gpu_types):
-            if all(not types or name in types for types in wanted):
-                speeds[i, k] = spec.speed_on(name)
+    gpus, speeds = _gpus_and_speeds(snapshot, rows, gpu_types)
     speeds[gpus[:, None] > capacity] = 0.0
     fits = speeds.any(axis=1)
     rows, gpus, speeds = rows[fits], gpus[fits], speeds[fits]
@@ -175,8 +170,30 @@ def contest_of(snapshot: Snapshot) -> Contest:
         tree=snapshot.tree,
         held_elsewhere=held,
         price_usd_per_h=_prices_usd_per_h(snapshot, gpu_types),
+        is_described=snapshot.jobs.is_described[rows],
         job_ids=tuple(snapshot.job_at(row).id for row in rows.tolist()),
     )
+
+
+def _gpus_and_speeds(
+    snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]
+) -> tuple[Array, Array]:
+    """Return the GPUs of each job, and how fast it is on each type: [jobs], [jobs, types]."""
+    jobs = [snapshot.job_at(row) for row in rows.tolist()]
+    gangs, first, of_row = np.unique(
+        snapshot.jobs.gang[rows], return_index=True, return_inverse=True
+    )
+    gpus = np.array([jobs[i].spec.total_gpu_milli / MILLI for i in first.tolist()])
+    may_run = np.ones((len(gangs), len(gpu_types)))
+    for i, gang in enumerate(gangs.tolist()):
+        for shape in (role.shape for role in snapshot.gangs[gang]):
+            if shape.total_gpu_milli and shape.gpu_types:
+                may_run[i] *= [name in shape.gpu_types for name in gpu_types]
+    speeds = may_run[of_row]
+    for i, job in enumerate(jobs):
+        if job.spec.throughputs:
+            speeds[i] *= [job.spec.speed_on(name) for name in gpu_types]
+    return gpus[of_row], speeds
 
 
 def arrived_at_s(snapshot: Snapshot, rows: Rows) -> Array:
@@ -220,12 +237,11 @@ def _contestants(snapshot: Snapshot) -> Rows:
     ]
     running = running[jobs.is_preemptible[running]]
     rows = np.unique(np.concatenate([waiting, running, np.array(coming_back, np.intp)]))
-    shares = [
-        spec.kind is not JobKind.INFERENCE and spec.total_gpu_milli > 0
-        for row in rows.tolist()
-        for spec in [snapshot.job_at(row).spec]
-    ]
-    rows = rows[np.array(shares, np.bool_)]
+    gangs, of_row = np.unique(jobs.gang[rows], return_inverse=True)
+    wants = [any(r.shape.total_gpu_milli for r in snapshot.gangs[g]) for g in gangs.tolist()]
+    rows = rows[np.array(wants, np.bool_)[of_row]]
+    ends = [snapshot.job_at(row).spec.kind is not JobKind.INFERENCE for row in rows.tolist()]
+    rows = rows[np.array(ends, np.bool_)]
     return rows[np.argsort(jobs.sequence[rows])]
 
 

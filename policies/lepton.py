@@ -22,13 +22,20 @@ stop would lose. docs/policies.md has the reasons for the figures.
 Priority classes are served one after another, each by the program on what is left.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse  # type: ignore[import-untyped]
 
-from policies.contest import Array, Contest, prices_or_alike, required_speeds
-from policies.linear_program import LinearProgram, Rows, Solution, Status, classes_of
+from policies.contest import UNKNOWN_S, Array, Contest, prices_or_alike, required_speeds
+from policies.linear_program import (
+    Classes,
+    LinearProgram,
+    Rows,
+    Solution,
+    Status,
+    classes_of,
+)
 from policies.shares import (
     Shares,
     earned_by_jobs,
@@ -38,6 +45,7 @@ from policies.shares import (
     types_within,
     within_limits,
 )
+from policies.worth import Worth
 from scheduler.core.model import MILLI
 from scheduler.core.queue_tree import FIRST_TYPE, GPU
 
@@ -49,6 +57,10 @@ LATE = 2.0
 """How far beyond its fair finish a job must be before its fairness weighs more."""
 DEADLINE, GUARANTEE = 3.0, 10.0
 """What a deadline and a guarantee weigh beside `Terms.fairness`, per GPU."""
+NOTHING = 1e-6
+"""GPUs that are not worth dealing."""
+MANY = 32
+"""Guarantees up to which the interior point method holds every job against every one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +97,7 @@ def lepton_shares(
     contest: Contest, terms: Terms | None = None, *, time_limit_s: float | None = None
 ) -> Shares:
     """Share the GPUs; the value is that of the program, summed over priority classes."""
-    terms = terms or Terms()
+    terms, contest = terms or Terms(), _without_guesses(contest)
     fractions = np.zeros(contest.speeds.shape)
     left, value, prices = contest.capacity.copy(), 0.0, np.zeros(len(contest.capacity))
     held = np.zeros((contest.tree.root + 1, len(left)))
@@ -97,13 +109,56 @@ def lepton_shares(
         shares = solve(needs, time_limit_s=time_limit_s)
         if shares.status is not Status.OPTIMAL:
             return fallback(contest.gpus, contest.capacity, shares.status)
-        fractions[rows] = shares.fractions
+        fractions[rows] = _dealt(contest, rows, shares.fractions)
         used = contest.gpus[rows, None] * shares.fractions
         left = np.maximum(left - used.sum(axis=0), 0.0)
         for row in np.unique(contest.queue[rows]).tolist():
             held[contest.tree.paths[row]] += used[contest.queue[rows] == row].sum(axis=0)
         value, prices = value + shares.value, np.maximum(prices, shares.prices)
     return Shares(fractions=fractions, value=value, status=Status.OPTIMAL, prices=prices)
+
+
+def _without_guesses(contest: Contest) -> Contest:
+    """Return the contest in which nothing is known of jobs that say nothing.
+
+    Not even how far they have come, so that those that ask for the same are one column.
+    """
+    says = contest.is_described
+    return replace(
+        contest,
+        elapsed_s=np.where(says, contest.elapsed_s, 0.0),
+        done_work=np.where(says, contest.done_work, 0.0),
+        remaining_work=np.where(
+            says, contest.remaining_work, UNKNOWN_S * contest.speeds.max(axis=1, initial=0.0)
+        ),
+        loss_s=np.where(says, contest.loss_s, 0.0),
+    )
+
+
+def _dealt(contest: Contest, rows: Rows, fractions: Array) -> Array:
+    """Deal what the jobs of a queue that say nothing were granted: to those who came first.
+
+    Such jobs keep no checkpoints, so they cannot take turns: each has all of its time or none.
+    Those that run have theirs already. The others stand in line.
+    """
+    dealt, says = fractions.copy(), contest.is_described[rows]
+    waits = contest.on_type[rows] < 0
+    for queue in np.unique(contest.queue[rows[~says]]).tolist():
+        line = np.flatnonzero(~says & (contest.queue[rows] == queue))
+        left = (contest.gpus[rows[line], None] * fractions[line]).sum(axis=0)
+        dealt[line] = 0.0
+        for job in line[np.argsort(waits[line], kind="stable")].tolist():
+            if left.sum() < NOTHING:
+                break
+            row, wanted = rows[job], float(contest.gpus[rows[job]])
+            here = contest.on_type[row]
+            for kind in sorted(range(len(left)), key=lambda k: k != here):
+                if contest.speeds[row, kind] > 0 and wanted > 0:
+                    taken = min(float(left[kind]), wanted)
+                    dealt[job, kind] = taken / contest.gpus[row]
+                    left[kind] -= taken
+                    wanted -= taken
+    return dealt
 
 
 def solve(needs: Needs, *, time_limit_s: float | None = None) -> Shares:
@@ -118,6 +173,51 @@ def solve(needs: Needs, *, time_limit_s: float | None = None) -> Shares:
         needs.missed,
         needs.is_in.T,
     )
+    program, unit = _program_of(needs, jobs)
+    chosen, prices = program.unhindered(), np.zeros(len(needs.capacity))
+    if chosen is None:
+        found = program.solve() if needs.guaranteed.size <= MANY else None
+        if found is None:
+            return _solve_by_simplex(needs, jobs, time_limit_s=time_limit_s)
+        chosen, prices = found[0], unit * found[1]
+    times = needs.gpus[jobs.first] * jobs.copies
+    fractions = within_limits(chosen.T, times, needs.capacity)
+    return Shares(
+        fractions=fractions[jobs.of_row],
+        value=unit * program.value(fractions.T),
+        status=Status.OPTIMAL,
+        prices=np.divide(
+            prices, needs.capacity, out=np.zeros(len(prices)), where=needs.capacity > 0
+        ),
+    )
+
+
+def _program_of(needs: Needs, jobs: Classes) -> tuple[Worth, float]:
+    """Return the program for a class of equal jobs per column, and the unit of its worth."""
+    first, copies = jobs.first, jobs.copies
+    speeds = needs.speeds[first].T
+    full = np.maximum(speeds.max(axis=0, initial=0.0), np.finfo(float).tiny)
+    times = np.where(speeds > 0, needs.gpus[first] * copies, 0.0)
+    worth = np.where(speeds > 0, needs.worth[first].T * copies, 0.0)
+    unit = float(np.maximum(worth.max(axis=0, initial=0.0), 0.0).sum()) or 1.0
+    asked = np.stack([needs.fair[first], needs.due[first]]) / full
+    weight = np.stack([needs.unfair[first], needs.missed[first]]) * copies
+    is_asked = (asked > 0) & (weight > 0)
+    counted = needs.is_in[:, None, first] * needs.counts[:, :, None] * times
+    program = Worth(
+        worth=worth / unit,
+        speed=speeds / full,
+        asked=np.where(is_asked, asked, 0.0),
+        short=np.divide(weight, asked * unit, out=np.zeros(asked.shape), where=is_asked),
+        demand=times / np.where(needs.capacity > 0, needs.capacity, 1.0)[:, None],
+        counted=counted / needs.guaranteed[:, None, None],
+        lacking=needs.lacking * needs.guaranteed / unit,
+    )
+    return program, unit
+
+
+def _solve_by_simplex(needs: Needs, jobs: Classes, *, time_limit_s: float | None) -> Shares:
+    """Solve it by HiGHS, whose tables are sparse: for many guarantees, and as the last word."""
     speeds, copies = needs.speeds[jobs.first], jobs.copies
     times, n_types = needs.gpus[jobs.first] * copies, len(needs.capacity)
     full = np.maximum(speeds.max(axis=1, initial=0.0), np.finfo(float).tiny)

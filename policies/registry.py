@@ -58,7 +58,9 @@ def _by_shares(
     return _in_rounds(name, rounds)
 
 
-_LEPTON = Rounds(program=programs.Lepton(), sees_speeds=True, minds_priority=True)
+_LEPTON = Rounds(
+    program=programs.Lepton(), sees_speeds=True, minds_priority=True, keeps_order=True
+)
 
 
 _LISTED: tuple[tuple[Policy, str, str], ...] = (
@@ -182,7 +184,7 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
         "ElasticFlow, ASPLOS '23",
     ),
     (
-        _in_rounds("lepton", _LEPTON),
+        replace(_in_order("lepton", highest_priority, lower_priority), rounds=_LEPTON),
         "guarantees, deadlines, fair finish times; then progress per dollar",
         "docs/policies.md",
     ),

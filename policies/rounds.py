@@ -45,13 +45,23 @@ class Rounds:
     """Whether jobs may be moved to a type because they are faster there."""
     minds_priority: bool = False
     """Whether the highest priority goes first, and stops lower ones whenever it needs to."""
+    keeps_order: bool = False
+    """Whether nobody takes turns as long as no job says anything to tell it from others by."""
     is_timeless: bool = False
     """Whether the program reads nothing that changes by itself, so that answers hold."""
     time_limit_s: float | None = None
     """Of a solve by simplex; interior points are bounded in steps."""
 
-    def __call__(self, snapshot: Snapshot) -> Round:
-        """Return how this round serves the waiting."""
+    def is_asked(self, snapshot: Snapshot) -> bool:
+        """Return whether there is anything to tell jobs from each other by."""
+        jobs = snapshot.jobs
+        told = np.flatnonzero(jobs.is_described & (jobs.phase >= 0))
+        return not self.keeps_order or len(snapshot.in_scope(told)) > 0
+
+    def __call__(self, snapshot: Snapshot) -> Round | None:
+        """Return how this round serves the waiting; None: as they came."""
+        if not self.is_asked(snapshot):
+            return None
         contest = contest_of(snapshot)
         may_move = self.sees_speeds and np.count_nonzero(contest.capacity) > 1
         if not len(contest.rows) or not ((contest.on_type < 0).any() or may_move):
@@ -79,6 +89,13 @@ class Rounds:
             notes=answer.notes,
             excuse=answer.excuse,
         )
+
+
+def keeps_work(snapshot: Snapshot, rows: Rows) -> BoolColumn:
+    """Return who goes on where it was if it is stopped: others cannot take turns."""
+    jobs = snapshot.jobs
+    keeps: BoolColumn = jobs.checkpoint_interval_s[rows] > 0
+    return keeps | (jobs.checkpoint_at_s[rows] > 0)
 
 
 class _Turn:
@@ -119,7 +136,10 @@ class _Turn:
         self._place_of = {row: i for i, row in enumerate(rows.tolist())}
         no_class = np.zeros(len(rows), np.int64)
         self._class = contest.priority if rule.minds_priority else no_class
+        self._keeps_work = keeps_work(snapshot, rows)
         self._may_stop = self._stoppable()
+        # Whose turn it is, but for those who cannot be stopped: it keeps its place in line.
+        self._waits: BoolColumn = np.zeros(len(rows), np.bool_)
         self._served = self._select()
 
     def _stoppable(self) -> BoolColumn:
@@ -127,7 +147,7 @@ class _Turn:
         ran_s = self._snapshot.now_s - jobs.started_at_s[rows]
         least_s = np.maximum(jobs.min_runtime_s[rows], self._rule.round_s / 2)
         may: BoolColumn = (self._contest.on_type >= 0) & (ran_s >= least_s)
-        return may & self._is_open
+        return may & self._keeps_work & self._is_open
 
     def _ranked(self) -> list[tuple[int, int]]:
         """Return the pairs of job and type with a share, first served first."""
@@ -147,7 +167,7 @@ class _Turn:
         """Return the type on which each job is served in this round; -1: none."""
         contest = self._contest
         served = np.full(len(contest.rows), -1, np.intp)
-        left = contest.capacity.copy()
+        left, turns = contest.capacity.copy(), contest.capacity.copy()
         pinned = np.flatnonzero((contest.on_type >= 0) & ~self._may_stop)
         waiting = deque(pinned[np.argsort(-self._class[pinned], kind="stable")].tolist())
         for job, gpu_type in [*self._ranked(), (-1, -1)]:
@@ -155,9 +175,17 @@ class _Turn:
                 stays = waiting.popleft()
                 served[stays] = contest.on_type[stays]
                 left[contest.on_type[stays]] -= contest.gpus[stays]
-            if job >= 0 and served[job] < 0 and contest.gpus[job] <= left[gpu_type] + 1e-9:
+                if self._keeps_work[stays]:
+                    turns[contest.on_type[stays]] -= contest.gpus[stays]
+            if job < 0 or served[job] >= 0 or self._waits[job]:
+                continue
+            if contest.gpus[job] <= left[gpu_type] + 1e-9:
                 served[job] = gpu_type
                 left[gpu_type] -= contest.gpus[job]
+                turns[gpu_type] -= contest.gpus[job]
+            elif contest.gpus[job] <= turns[gpu_type] + 1e-9:
+                self._waits[job] = True
+                turns[gpu_type] -= contest.gpus[job]
         return served
 
     # What the cycle asks
@@ -168,7 +196,7 @@ class _Turn:
         rank = {job: i for i, (job, _) in reversed(list(enumerate(self._ranked())))}
         last = len(rank) + self._share.size
         ranks = np.array([rank.get(job, last) for job in place.tolist()], np.intp)
-        is_behind = (place >= 0) & (self._served[place] < 0)
+        is_behind = (place >= 0) & (self._served[place] < 0) & ~self._waits[place]
         priority = snapshot.jobs.priority[rows]
         keys = (
             snapshot.jobs.sequence[rows],

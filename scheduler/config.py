@@ -276,7 +276,7 @@ class DaemonConfig(_Section):
     listen: HostAndPort = DEFAULT_LISTEN
     web_listen: HostAndPort | None = DEFAULT_WEB_LISTEN  # metrics and health; null: off
     folder: FilePath = Field(default_factory=lambda: platformdirs.user_state_path("lepton"))
-    policy: Annotated[str, AfterValidator(_known_policy)] = "priority"
+    policy: Annotated[str, AfterValidator(_known_policy)] = "lepton"
     queue_policies: tuple[Annotated[str, AfterValidator(_known_policy)], ...] = ()
     """Policies from outside that queues may name; they may name Lepton's own anyway."""
     # Where tasks go best: the name of a score, or several with their weights.

@@ -169,7 +169,7 @@ class Decided:
 class Cluster:
     """A cluster under test: commands in, plans out, and what executors would say."""
 
-    def __init__(self, policy: str | Policy = "priority", *, now_s: float = 1000.0) -> None:
+    def __init__(self, policy: str | Policy = "lepton", *, now_s: float = 1000.0) -> None:
         self.engine = Engine()
         self.policy = policy_named(policy) if isinstance(policy, str) else policy
         self.now_s = now_s

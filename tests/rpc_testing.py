@@ -133,7 +133,7 @@ async def serving(
     daemon = Daemon(
         config_of(folder, **config),
         journal=journal,
-        policy=policy_named("priority"),
+        policy=policy_named("lepton"),
         clock=clock,
         make_executor=make,
     )

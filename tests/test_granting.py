@@ -152,7 +152,7 @@ class TestMemory:
         cluster.add_nodes(1, gpus=1, gpu_type="V100")
         cluster.put_queue("ours", policy="lepton")
         for i in range(2):
-            cluster.submit(f"ours-{i}", gpus=1, queue="ours")
+            cluster.submit(f"ours-{i}", gpus=1, queue="ours", expected_run_s=600.0)
             cluster.submit(f"all-{i}", gpus=1)
         cluster.cycle()
         assert set(cluster.granted) == {"", "ours"}

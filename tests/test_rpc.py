@@ -284,7 +284,7 @@ async def test_the_server_says_what_it_is(tmp_path: Path) -> None:
     config = {"security": {"local_user": "ada"}, "limits": {"max_array_size": 7}}
     async with serving(tmp_path, **config) as served, served.client() as client:
         info = await client.server_info()
-        assert (info.user, info.policy, info.n_nodes) == ("ada", "priority", 2)
+        assert (info.user, info.policy, info.n_nodes) == ("ada", "lepton", 2)
         assert (info.max_array_size, info.is_degraded) == (7, False)
         error = await refused(client.submit(spec_of(array_size=8)))
         assert (error.code, error.field) == (Code.INVALID_ARGUMENT, "spec.array_size")

@@ -8,7 +8,7 @@ import pytest
 from shares_testing import optimum
 
 from policies.contest import Contest
-from policies.lepton import DEADLINE, GUARANTEE, Needs, Terms, lepton_shares, solve
+from policies.lepton import DEADLINE, GUARANTEE, MANY, Needs, Terms, lepton_shares, solve
 from policies.linear_program import Status
 from scheduler.core.model import DEFAULT_QUEUE, Queue, QueueName
 from scheduler.core.queue_tree import QueueTree
@@ -32,6 +32,7 @@ def contest_of(
         "loss_s": np.zeros(n_jobs),
         "deadline_s": np.full(n_jobs, np.inf),
         "priority": np.zeros(n_jobs, int),
+        "is_described": np.ones(n_jobs, bool),
         "queue": np.zeros(n_jobs, int),
         "price_usd_per_h": np.zeros(len(types)),
         "held_elsewhere": np.zeros((max(len(queues), 1), len(types))),
@@ -77,8 +78,10 @@ def test_who_waited_beyond_what_is_fair_goes_first() -> None:
 
 def test_weight_is_of_the_fair_share() -> None:
     contest = contest_of([[1.0], [1.0]], [1.0], weights=[3.0, 1.0])
-    # Fair are 3/4 and 1/4; a third of the rest is free for who is worth most.
-    np.testing.assert_allclose(shares(contest)[:, 0], [5 / 6, 1 / 6], atol=1e-7)
+    # Fair are 3/4 and 1/4, two thirds of them are needed; the rest is worth as much for both.
+    had = shares(contest)[:, 0]
+    assert had.sum() == pytest.approx(1)
+    assert (had >= np.array([1 / 2, 1 / 6]) - 1e-7).all()
 
 
 def test_jobs_go_where_they_are_fastest_beside_each_other() -> None:
@@ -237,8 +240,42 @@ def test_a_pool_of_two_names_is_one(seed: int) -> None:
 
 
 def test_out_of_time_it_says_so() -> None:
-    contest = drawn(0, n_jobs=3_000)
+    queues = [
+        Queue(name=QueueName(f"q{i}"), guaranteed=(("gpu_milli", 1_000),))
+        for i in range(MANY + 1)
+    ]
+    n_jobs = 3_000
+    contest = contest_of(
+        np.random.default_rng(0).uniform(1, 2, (n_jobs, 1)).tolist(),
+        [100.0],
+        *queues,
+        queue=np.arange(n_jobs) % len(queues),
+    )
     assert lepton_shares(contest, time_limit_s=1e-9).status is Status.LIMIT
+
+
+# Jobs that say nothing
+
+
+def test_what_the_silent_are_granted_together_goes_to_who_came_first() -> None:
+    contest = contest_of([[1.0]] * 5, [3.0], is_described=[False] * 4 + [True])
+    # The fifth says an hour, as all are guessed to take; each has its fair 3/5, or near it.
+    had = shares(contest)[:, 0]
+    assert had[4] == pytest.approx(3 - had[:4].sum())
+    assert 0.4 - 1e-6 <= had[4] <= 1
+    np.testing.assert_allclose(had[:2], 1.0, atol=1e-6)
+    assert 0 <= had[2] < 1
+    assert had[3] < 1e-6
+
+
+def test_the_silent_who_run_have_theirs_before_those_who_came_first() -> None:
+    contest = contest_of([[1.0]] * 3, [1.0], is_described=[False] * 3, on_type=[-1, -1, 0])
+    np.testing.assert_allclose(shares(contest)[:, 0], [0, 0, 1], atol=1e-6)
+
+
+def test_a_wide_job_that_says_nothing_is_dealt_its_gpus_in_turn() -> None:
+    contest = contest_of([[1.0]] * 3, [6.0], is_described=[False] * 3, gpus=[1.0, 4.0, 2.0])
+    np.testing.assert_allclose(shares(contest)[:, 0], [1, 1, 0.5], atol=1e-6)
 
 
 # The same program by cvxpy

@@ -48,7 +48,7 @@ def plan(
     ] = "",
     policy: Annotated[
         str, typer.Option(metavar="NAME", help="POLICY[:SCORE][:BACKFILL].")
-    ] = "priority",
+    ] = "lepton",
     seeds: Annotated[
         int, typer.Option(min=1, max=100, help="Goals must hold in the runs of all.")
     ] = 1,

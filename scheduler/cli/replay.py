@@ -17,7 +17,7 @@ def replay(
     ],
     policy: Annotated[
         str, typer.Option(metavar="A,B,...", help="POLICY[:SCORE][:BACKFILL], to try.")
-    ] = "priority",
+    ] = "lepton",
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="For report.html, report.json, figures.csv."),

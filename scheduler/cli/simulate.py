@@ -22,7 +22,7 @@ def simulate(
     policy: Annotated[
         str,
         typer.Option(metavar="A,B,...", help="POLICY[:SCORE][:BACKFILL]; first: baseline."),
-    ] = "priority",
+    ] = "lepton",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each policy.")] = 1,
     out: Annotated[
         Path | None,

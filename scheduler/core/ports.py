@@ -100,8 +100,8 @@ class Round:
 class RoundRule(Protocol):
     """Who has a turn."""
 
-    def __call__(self, snapshot: Snapshot) -> Round:
-        """Return how the waiting are served now."""
+    def __call__(self, snapshot: Snapshot) -> Round | None:
+        """Return how the waiting are served now; None: by the policy's own order and rule."""
 
 
 class Backfilling(StrEnum):

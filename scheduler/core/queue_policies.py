@@ -45,8 +45,9 @@ def _named(snapshot: Snapshot, policy: Policy) -> dict[int, Policy]:
 
 
 def _round(snapshot: Snapshot, policy: Policy) -> Round:
-    if policy.rounds is not None:
-        return policy.rounds(snapshot)
+    turn = policy.rounds(snapshot) if policy.rounds is not None else None
+    if turn is not None:
+        return turn
     return Round(order=policy.order, may_preempt=policy.may_preempt, are_equals_alike=True)
 
 

@@ -312,6 +312,23 @@ def is_preemptible(spec: JobSpec) -> bool:
     return spec.preemptible and spec.kind is not JobKind.INFERENCE
 
 
+def is_described(spec: JobSpec) -> bool:
+    """Return whether a program of shares can tell the job from others, but for what it asks.
+
+    That is, whether it shares GPUs and says how long or how fast it runs, by when it should
+    have ended, what its share weighs, or that it saves its work, so that it may take turns.
+    """
+    says = (
+        spec.expected_run_s > 0
+        or spec.total_work > 0
+        or spec.throughputs
+        or spec.deadline_at_s > 0
+        or spec.weight != 1.0
+        or spec.checkpoint_interval_s > 0
+    )
+    return bool(says and spec.kind is not JobKind.INFERENCE and spec.total_gpu_milli)
+
+
 def _overlap(stint: Stint, since_s: float, until_s: float) -> float:
     """Return the part of a stint between two moments."""
     within_s = min(stint.until_s, until_s) - max(stint.from_s, since_s)
@@ -341,6 +358,7 @@ class JobColumns:
     may_preempt: BoolColumn  # others, if a rule allows it
     is_divisible: BoolColumn  # runs with more tasks than it needs, and some of them may go
     is_elastic: BoolColumn
+    is_described: BoolColumn  # says how it runs; see `is_described`
     may_resize_at_s: FloatColumn  # end of the cool-down
     submitted_at_s: FloatColumn
     eligible_at_s: FloatColumn
@@ -396,6 +414,7 @@ _JOB_DTYPES: Mapping[str, type[np.generic]] = {
     "may_preempt": np.bool_,
     "is_divisible": np.bool_,
     "is_elastic": np.bool_,
+    "is_described": np.bool_,
     "may_resize_at_s": np.float64,
     "submitted_at_s": np.float64,
     "eligible_at_s": np.float64,
@@ -605,6 +624,7 @@ class Snapshot:
         jobs.is_preemptible[row] = is_preemptible(job.spec)
         jobs.may_preempt[row] = job.spec.may_preempt
         jobs.is_elastic[row] = job.spec.elastic
+        jobs.is_described[row] = is_described(job.spec)
         jobs.run_s[row], jobs.longest_run_s[row] = run_s_of(job.spec)
         jobs.min_runtime_s[row] = job.spec.min_runtime_s
         return replace(

@@ -56,6 +56,7 @@ from scheduler.core.snapshot import (
     Snapshot,
     free_indices,
     gang_of,
+    is_described,
     is_preemptible,
     kind_of,
     run_s_of,
@@ -179,6 +180,7 @@ class ClusterState:
         jobs.is_preemptible[row] = is_preemptible(job.spec)
         jobs.may_preempt[row] = job.spec.may_preempt
         jobs.is_elastic[row] = job.spec.elastic
+        jobs.is_described[row] = is_described(job.spec)
         jobs.checkpoint_interval_s[row] = job.spec.checkpoint_interval_s
         jobs.run_s[row], jobs.longest_run_s[row] = run_s_of(job.spec)
         jobs.min_runtime_s[row] = job.spec.min_runtime_s

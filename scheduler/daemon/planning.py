@@ -17,6 +17,7 @@ from scheduler.core.plan import Accepted, Plan
 from scheduler.core.snapshot import Snapshot
 from scheduler.daemon.daemon import Daemon
 from scheduler.daemon.journal import JournalUnavailable
+from scheduler.daemon.solves import asks_programs
 from scheduler.faults import fault
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Planner:
 
     async def _decide(self, snapshot: Snapshot) -> Plan:
         work = len(snapshot.waiting_rows()) * len(snapshot.nodes.nodes)
-        if self._daemon.policy.rounds is not None:
+        if asks_programs(self._daemon.policy, snapshot):
             work += int(np.count_nonzero(snapshot.jobs.phase >= 0)) * WORK_OF_SHARES
         if work <= INLINE_WORK:
             return decide(snapshot, self._daemon.policy, books=self._books)

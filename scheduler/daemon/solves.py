@@ -10,6 +10,7 @@ from policies.contest import Contest, Grant, ShareProgram
 from policies.rounds import Rounds
 from scheduler.clock import Clock
 from scheduler.core.ports import Policy
+from scheduler.core.snapshot import Snapshot
 from scheduler.daemon.metrics import Metrics
 
 
@@ -30,6 +31,12 @@ class _Timed:
         finally:
             took_s = self.clock.monotonic_s() - start_s
             self.metrics.solved(status, took_s=took_s)
+
+
+def asks_programs(policy: Policy, snapshot: Snapshot) -> bool:
+    """Return whether a decision may take as long as a solve does."""
+    rounds = policy.rounds
+    return rounds.is_asked(snapshot) if isinstance(rounds, Rounds) else rounds is not None
 
 
 def timed(policy: Policy, clock: Clock, metrics: Metrics) -> Policy:
