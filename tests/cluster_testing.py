@@ -56,6 +56,7 @@ from scheduler.core.model import (
 from scheduler.core.plan import Accepted, Granted, Outcome, Plan, Rejected, Unplaced
 from scheduler.core.ports import Policy
 from scheduler.core.records import JobRecord
+from scheduler.core.sharing import may_share
 from scheduler.core.snapshot import CPU, FRACTION, GPUS, MEMORY, NodeColumns, Snapshot
 
 GIB = 1024
@@ -452,16 +453,25 @@ def check_books(engine: Engine) -> None:
         assert table.n_tasks[row] == n_tasks[name] == len(engine.tasks_on(name))
         left = []
         for device, (milli, mib) in enumerate(devices[name]):
-            assert 0 <= milli <= MILLI
-            assert 0 <= mib <= whole_mib
+            sharing = [engine.job(JobId(id_.job)) for id_ in engine.tasks_on(name)]
+            sharing = [r for r in sharing if shares(r, name, device)] if milli > MILLI else []
+            assert 0 <= milli <= (2 * MILLI if sharing else MILLI)
+            assert 0 <= mib <= (2 * whole_mib if sharing else whole_mib)
+            if sharing:
+                one, other = (record.job.spec for record in sharing)
+                assert may_share(one, other, node.gpu_type)
             assert table.device_used[row, device] == milli
             assert table.device_memory_free[row, device] == whole_mib - mib
-            left.append(MILLI - milli if table.is_healthy[row, device] else 0)
+            left.append(max(MILLI - milli, 0) if table.is_healthy[row, device] else 0)
         n_devices = len(left)
         assert table.device_free[row, :n_devices].tolist() == left
         assert not table.device_free[row, n_devices:].any()
         assert table.free[row, GPUS] == left.count(MILLI)
         assert table.free[row, FRACTION] == max(left, default=0)
+
+
+def shares(record: JobRecord, node: NodeName, device: int) -> bool:
+    return any(task.node == node and device in task.devices for task in record.live_tasks())
 
 
 def check_jobs(engine: Engine, now_s: float) -> None:

@@ -165,6 +165,18 @@ def can_take(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...
     )
 
 
+def can_join(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...]) -> bool:
+    """Return whether the task fits beside one that has these whole devices to itself."""
+    index = list(devices)
+    return bool(
+        len(devices) == shape.gpus
+        and nodes.free[row, CPU] >= shape.cpu_milli
+        and nodes.free[row, MEMORY] >= shape.memory_mib
+        and nodes.is_healthy[row, index].all()
+        and (nodes.device_used[row, index] == MILLI).all()
+    )
+
+
 def take(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
     """Book one task on the node."""
     _book(nodes, row, shape, devices, sign=1)
@@ -215,7 +227,7 @@ def count_devices(nodes: NodeColumns, row: int) -> None:
 
 def _count(nodes: NodeColumns, row: int, used: list[int]) -> None:
     devices = zip(nodes.is_healthy[row].tolist(), used, strict=True)
-    left = [MILLI - taken if is_healthy else 0 for is_healthy, taken in devices]
+    left = [max(MILLI - taken, 0) if is_healthy else 0 for is_healthy, taken in devices]
     nodes.device_free[row] = left
     free = nodes.free[row]
     free[GPUS] = left.count(MILLI)
@@ -224,7 +236,8 @@ def _count(nodes: NodeColumns, row: int, used: list[int]) -> None:
 
 def count_all(nodes: NodeColumns, rows: Rows) -> None:
     """Derive for many nodes what their devices can still give."""
-    left = np.where(nodes.is_healthy[rows], MILLI - nodes.device_used[rows], 0)
+    left = np.maximum(MILLI - nodes.device_used[rows], 0)
+    left[~nodes.is_healthy[rows]] = 0
     nodes.device_free[rows] = left
     nodes.free[rows, GPUS] = np.count_nonzero(left == MILLI, axis=1)
     nodes.free[rows, FRACTION] = left.max(axis=1, initial=0)

@@ -11,7 +11,7 @@ step sees what the steps before it decided:
 4. let elastic jobs grow into what nobody who waits could use.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from scheduler.core.backfill import Backfill
 from scheduler.core.books import Books
 from scheduler.core.defragmentation import Defragmentation, in_turn, keep_for
+from scheduler.core.draft import Spot
 from scheduler.core.elastic import go_on_resized, grow, resize_of
 from scheduler.core.leaving import leaving
 from scheduler.core.model import (
@@ -37,6 +38,8 @@ from scheduler.core.placement import (
     hold_later,
     on_types,
     placement_of,
+    spot_of,
+    start_beside,
     start_now,
     wants_of,
 )
@@ -149,7 +152,9 @@ class _Failures:
 class _Listed:
     """The waiting in the order in which they are served, and who need not be asked."""
 
-    def __init__(self, snapshot: Snapshot, rows: Rows, *, ends_s: FloatColumn) -> None:
+    def __init__(
+        self, snapshot: Snapshot, rows: Rows, *, ends_s: FloatColumn, joining: Container[int]
+    ) -> None:
         jobs = snapshot.jobs
         self.rows = rows
         self.ends_s = ends_s
@@ -158,6 +163,7 @@ class _Listed:
         self._queue = jobs.queue[rows]
         # Among equals of a priority some may stop others, and some may not.
         self._claim = jobs.priority[rows] * 2 + jobs.may_preempt[rows]
+        self._is_unlike = np.array([row in joining for row in rows.tolist()], np.bool_)
         self.tier = np.zeros(len(rows), np.intp)
         self._is_passed_over = np.zeros(len(rows) + 1, np.bool_)
 
@@ -179,6 +185,7 @@ class _Listed:
             & (self._claim[rest] == self._claim[place])
             & (self.tier[rest] == self.tier[place])
             & self.is_pending[rest]
+            & ~self._is_unlike[rest]
         )
 
     def next_after(self, place: int) -> int:
@@ -239,6 +246,9 @@ class _Cycle:
         self._shrunk_for: dict[int, list[JobId]] = {}  # by the row of a gang
         self._seated: set[int] = set()  # rows that were resized, and have their places
         self._started: dict[int, list[Member]] = {}  # elastic ones
+        self._beside = self._round.beside if self._round is not None else {}
+        self._hosts = frozenset(self._beside.values())
+        self._spots: dict[int, Spot] = {}  # of hosts that were placed
         self._over_quota: dict[tuple[int, int], Unplaced] = {}  # by gang and queue
         self._no_quota: dict[tuple[int, int, int], int] = {}  # by right: stops by then
         self._variants: dict[tuple[int, tuple[Want, ...]], int] = {}
@@ -303,7 +313,8 @@ class _Cycle:
     # Serving the waiting
 
     def _serve(self, rows: Rows) -> None:
-        listed = _Listed(self._snapshot, rows, ends_s=self._backfill.ends_s(rows))
+        ends_s = self._backfill.ends_s(rows)
+        listed = _Listed(self._snapshot, rows, ends_s=ends_s, joining=self._beside)
         if self._quotas is None:
             self._serve_in_order(listed)
             return
@@ -348,6 +359,8 @@ class _Cycle:
             self._unplaced[self._snapshot.job_at(row).id] = self._over_quota[right[:2]]
         elif not listed.is_pending[place]:
             self._serve_service(row, right)
+        elif row in self._beside and self._join(row, self._beside[row]):
+            pass
         elif not self._is_hopeless(right):
             self._serve_gang(row, right)
         else:
@@ -383,6 +396,30 @@ class _Cycle:
         if self._backfill.keep_places(row, wants):
             # For those behind it there is less room now, for this reason.
             self._failures.clear()
+
+    def _join(self, row: int, other: int) -> bool:
+        """Start a job on the GPUs of another, or let it wait for that one to have them.
+
+        Return False if it cannot be there: then it is served like any job.
+        """
+        job_id = self._snapshot.job_at(other).id
+        spot = self._spots.get(other) or spot_of(self._draft, other)
+        if spot is None:
+            detail = f"has its turn beside {job_id}, once that one has its GPUs"
+            self._unplaced[self._snapshot.job_at(row).id] = Unplaced(
+                cause=Cause.RELEASE, detail=detail
+            )
+            return True
+        wants = wants_of(self._snapshot, row)
+        if self._quotas is not None and isinstance(
+            self._quotas.admit(row, wants, is_now=True), Excess
+        ):
+            return False
+        member = start_beside(self._draft, row, wants[0], spot)
+        if member is None:
+            return False
+        self._place(row, [member], beside=job_id)
+        return True
 
     def _serve_service(self, row: int, right: tuple[int, int, int]) -> None:
         """Replace what replicas a running service lacks, as far as they fit."""
@@ -477,13 +514,19 @@ class _Cycle:
         members = start_now(self._draft, row, wants)
         if isinstance(members, Shortfall):
             return members
-        self._placements.append(placement_of(self._snapshot, row, members, self._policy.levels))
+        self._place(row, members)
         jobs = self._snapshot.jobs
         if jobs.is_elastic[row] and jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]:
             self._started[row] = members
+        return None
+
+    def _place(self, row: int, members: list[Member], *, beside: JobId | None = None) -> None:
+        placement = placement_of(self._snapshot, row, members, self._policy.levels)
+        self._placements.append(replace(placement, beside=beside) if beside else placement)
+        if row in self._hosts:
+            self._spots[row] = members[0].spot
         if self._quotas is not None:
             self._quotas.book(row, members, is_now=True)
-        return None
 
     def _hold(self, row: int, wants: tuple[Want, ...]) -> bool:
         """Hold places that others are giving up; return whether they suffice."""

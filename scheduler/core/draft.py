@@ -280,6 +280,15 @@ class Space:
         capacity.take(self.nodes, row, shape, devices)
         self._note(row)
 
+    def join(self, row: int, shape: Shape, devices: tuple[int, ...]) -> bool:
+        """Book a task beside one that has these devices to itself, if the node has the rest."""
+        if not self.could_take(shape)[row] or not capacity.can_join(
+            self.nodes, row, shape, devices
+        ):
+            return False
+        self.take(row, shape, devices)
+        return True
+
     def give(self, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
         """Undo `take`."""
         capacity.give(self.nodes, row, shape, devices)

@@ -128,6 +128,8 @@ class Lifecycle:
                 from_s=ended.bound_at_s,
                 until_s=ended.ended_at_s,
             )
+            if record.job.spec.shared_throughputs:
+                stint = replace(stint, node=task.node, devices=task.devices)
             record.received = record.received.plus(stint)
         record.note(self._at_s, f"{task.id} {phase}{_how(ended)}")
         if record.job.spec.kind is JobKind.INFERENCE:

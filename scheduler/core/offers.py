@@ -163,15 +163,16 @@ class Offers:
     def _books(self, node: int) -> _Books:
         nodes = self._space.nodes
         free = nodes.free[node].tolist()
-        device_milli = nodes.device_free[node].tolist()
+        # What two jobs share is only free once both have gone.
+        left = np.where(nodes.is_healthy[node], MILLI - nodes.device_used[node], 0)
         device_memory_mib = int(nodes.device_memory_mib[node])
         return _Books(
             shape=self.shape,
             fraction_memory_mib=memory_of_fraction_mib(self.shape, device_memory_mib),
             cpu_milli=free[CPU],
             memory_mib=free[MEMORY],
-            gpu_milli=sum(device_milli),
-            device_milli=device_milli,
+            gpu_milli=int(nodes.device_free[node].sum()),
+            device_milli=left.tolist(),
             device_memory_mib=nodes.device_memory_free[node].tolist(),
         )
 

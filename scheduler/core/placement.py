@@ -153,6 +153,31 @@ def start_now(draft: Draft, row: int, wants: tuple[Want, ...]) -> list[Member] |
     return members
 
 
+def spot_of(draft: Draft, row: int) -> Spot | None:
+    """Return where the single task of a job is that runs on; None if there is no such."""
+    snapshot = draft.snapshot
+    tasks = snapshot.jobs.tasks[row]
+    if len(tasks) != 1 or tasks[0].stop_cause is not None or draft.is_evicted[row]:
+        return None
+    return Spot(snapshot.nodes.row_of[tasks[0].node], tasks[0].devices)
+
+
+def start_beside(draft: Draft, row: int, want: Want, spot: Spot) -> Member | None:
+    """Place the single task of a job row on the GPUs of one that is alone there, or nowhere.
+
+    Not where these GPUs are promised to a job that the one would still be in the way of.
+    """
+    for promise in draft.met():
+        for place in promise.places:
+            if place.node == spot.row and not set(place.devices).isdisjoint(spot.devices):
+                return None
+    if not draft.now.join(spot.row, want.shape, spot.devices):
+        return None
+    member = Member(want, want.must[0], spot)
+    draft.note_start(row, places_of([member]))
+    return member
+
+
 def places_of(members: list[Member]) -> list[Place]:
     """Return the members' places, as the books know them."""
     return [(m.spot.row, m.want.shape, m.spot.devices) for m in members]

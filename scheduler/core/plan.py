@@ -104,6 +104,7 @@ class Placement:
     binds: tuple[Bind, ...]
     world_size: int
     together: tuple[str, ...] = ()  # node labels on which all its nodes must agree
+    beside: JobId | None = None  # the job that has its devices, which the two share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

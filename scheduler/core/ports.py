@@ -77,6 +77,8 @@ class Round:
     """May depend on the job, not only on its gang, queue and priority."""
     gpu_types: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """By job row, the only types of GPU on which the job may start now."""
+    beside: Mapping[int, int] = field(default_factory=dict)
+    """By job row, the row of the job whose GPUs it shares now, once that one has them."""
     moves: tuple[int, ...] = ()
     """Running job rows that stop in order to start again elsewhere."""
     sizes: Mapping[int, int] = field(default_factory=dict)

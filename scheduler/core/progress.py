@@ -91,7 +91,12 @@ def _verified(
     ]
     if placement.together and not _are_together(state, record, tasks, placement.together):
         return None
-    return tasks if state.fit_together(record, tasks) else None
+    if placement.beside is None:
+        return tasks if state.fit_together(record, tasks) else None
+    other = state.records.get(placement.beside)
+    if other is None or len(tasks) != 1 or not state.fits(record, tasks[0], beside=other):
+        return None
+    return tasks
 
 
 def _are_together(

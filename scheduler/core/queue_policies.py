@@ -71,6 +71,7 @@ class _Together:
             order=self._order,
             may_preempt=self._may_preempt,
             gpu_types={r: types for one in rounds for r, types in one.gpu_types.items()},
+            beside={r: other for one in rounds for r, other in one.beside.items()},
             moves=tuple(row for one in rounds for row in one.moves),
             sizes={r: size for one in rounds for r, size in one.sizes.items()},
             resizes=tuple(row for one in rounds for row in one.resizes),

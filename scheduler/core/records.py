@@ -34,6 +34,9 @@ class Stint:
     gpu_s: float
     from_s: float
     until_s: float
+    # Of a job that may share GPUs, where that was: so it is known with whom.
+    node: NodeName | None = None
+    devices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

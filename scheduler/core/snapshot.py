@@ -70,7 +70,8 @@ class NodeColumns:
     """Every node, in the order of registration; removed ones stay as closed rows.
 
     N rows, D devices on the widest node. `device_free` is what may be taken of a device: zero
-    for an unhealthy or missing one; `device_used` is what is taken, whatever its health.
+    for an unhealthy or missing one; `device_used` is what is taken, whatever its health: of a
+    device that two jobs share (see `sharing`) twice the whole, and its memory twice, too.
     """
 
     nodes: list[Node]

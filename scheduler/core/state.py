@@ -40,6 +40,7 @@ from scheduler.core.queue_tree import (
     gpu_types_of,
 )
 from scheduler.core.records import NOTHING_RECEIVED, JobRecord, NodeView
+from scheduler.core.sharing import may_share
 from scheduler.core.snapshot import (
     CPU,
     MEMORY,
@@ -312,18 +313,26 @@ class ClusterState:
             used[GPU] += sign * shape.total_gpu_milli
             used[self._gpu_types[gpu_type]] += sign * shape.total_gpu_milli
 
-    def fits(self, record: JobRecord, task: Task) -> bool:
-        """Return whether the task's place is open to it and has what it needs."""
+    def fits(self, record: JobRecord, task: Task, *, beside: JobRecord | None = None) -> bool:
+        """Return whether the task's place is open to it and has what it needs.
+
+        Or what it needs `beside` another job's task, of which both jobs know.
+        """
         nodes = self._node_table
         row = nodes.row_of.get(task.node)
         if row is None:
             return False
         shape = self.shape(record, task)
         is_open = nodes.is_up[row] and not nodes.is_cordoned[row] and not nodes.is_draining[row]
+        if not is_open or not nodes.static_fit(shape)[row]:
+            return False
+        if beside is None:
+            return capacity.can_take(nodes, row, shape, task.devices)
+        holds = [(t.node, t.devices) for t in beside.live_tasks() if t.stop_cause is None]
         return (
-            bool(is_open)
-            and bool(nodes.static_fit(shape)[row])
-            and capacity.can_take(nodes, row, shape, task.devices)
+            holds == [(task.node, task.devices)]
+            and may_share(record.job.spec, beside.job.spec, nodes.nodes[row].gpu_type)
+            and capacity.can_join(nodes, row, shape, task.devices)
         )
 
     def fit_together(self, record: JobRecord, tasks: list[Task]) -> bool:
