@@ -29,6 +29,15 @@ UNKNOWN_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """What jobs say of their speed beside others on the same GPUs."""
+
+    profile: NDArray[np.intp]  # [jobs] -1: says nothing
+    table: NDArray[np.intp]  # [jobs] row of `beside`; -1: says nothing
+    beside: Array  # [tables, types, profiles] work per second; 0: not measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
     """Jobs (rows of all arrays, in the order of arrival) and the GPUs they share, by type."""
 
@@ -53,6 +62,7 @@ class Contest:
     job_ids: tuple[JobId, ...] = ()
     kept: frozenset[JobId] = frozenset()  # who was promised that a deadline will be met
     time_limit_s: float | None = None  # of a solve by simplex
+    sharing: Sharing | None = None  # for programs that let two jobs share GPUs
 
     @classmethod
     def of_one_queue(

@@ -129,5 +129,9 @@ def _question(contest: Contest) -> bytes:
     ):
         digest.update(repr(column.shape).encode())
         digest.update(np.ascontiguousarray(column).tobytes())
+    if contest.sharing is not None:
+        for column in (contest.sharing.table, contest.sharing.profile, contest.sharing.beside):
+            digest.update(repr(column.shape).encode())
+            digest.update(np.ascontiguousarray(column).tobytes())
     digest.update(repr(contest.gpu_types).encode())
     return digest.digest()

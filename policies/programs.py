@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.contest import Array, Contest, Grant, prices_or_alike, required_speeds
+from policies.contest import (
+    Array,
+    Contest,
+    Grant,
+    Sharing,
+    prices_or_alike,
+    required_speeds,
+)
 
 if TYPE_CHECKING:
     from policies.filling import Tree
     from policies.shares import Shares
+    from policies.space_sharing import PairShares, Profiles
 
 
 def _granted(shares: "Shares") -> Grant:
@@ -46,6 +54,83 @@ def max_min_fairness_perf(contest: Contest) -> Grant:
             weights=contest.weights,
             capacity=contest.capacity,
         )
+    )
+
+
+def max_min_fairness_packed(contest: Contest) -> Grant:
+    """Raise the least speed per weight as `max_min_fairness_perf`, two jobs on one GPU, too.
+
+    Columns are the types alone, and then beside jobs of each profile; see `sharing.Ways`.
+    """
+    from policies.space_sharing import max_min_pair_shares
+
+    if contest.sharing is None:
+        return max_min_fairness_perf(contest)
+    profiles, profile = _profiles(contest, contest.sharing)
+    return _packed(
+        contest.sharing,
+        max_min_pair_shares(
+            profiles,
+            profile,
+            weights=contest.weights,
+            capacity=contest.capacity,
+            time_limit_s=contest.time_limit_s,
+        ),
+    )
+
+
+def min_total_duration_packed(contest: Contest) -> Grant:
+    """End the last job as early as possible, with two jobs on one GPU, too."""
+    from policies.space_sharing import min_makespan_pair_shares
+
+    if contest.sharing is None:
+        return min_total_duration_perf(contest)
+    profiles, profile = _profiles(contest, contest.sharing)
+    return _packed(
+        contest.sharing,
+        min_makespan_pair_shares(
+            profiles,
+            profile,
+            remaining_steps=contest.remaining_work,
+            capacity=contest.capacity,
+            time_limit_s=contest.time_limit_s,
+        ),
+    )
+
+
+def _profiles(contest: Contest, sharing: Sharing) -> "tuple[Profiles, NDArray[np.intp]]":
+    """Return the jobs by kind, those that share first: alike in speeds, GPUs and neighbours."""
+    from policies.linear_program import classes_of
+    from policies.space_sharing import Profiles
+
+    silent = sharing.table < 0
+    kinds = classes_of(silent, sharing.table, contest.gpus, contest.speeds)
+    order = np.argsort(silent[kinds.first], kind="stable")
+    number = np.empty(len(order), np.intp)
+    number[order] = np.arange(len(order))
+    first = kinds.first[order]
+    sharers = first[~silent[first]]
+    table, of = sharing.table[sharers], sharing.profile[sharers]
+    beside = sharing.beside[table[:, None], :, of[None, :]]
+    runs = contest.speeds[sharers] > 0
+    return Profiles(
+        gpus=contest.gpus[first],
+        alone=contest.speeds[first],
+        beside=beside * runs[:, None, :] * runs[None, :, :],
+    ), number[kinds.of_row]
+
+
+def _packed(sharing: Sharing, pairs: "PairShares") -> Grant:
+    from policies.sharing import Ways
+
+    alone = pairs.alone.fractions
+    ways = Ways(alone.shape[1], sharing.beside.shape[2])
+    shares = ways.unfolded(alone)
+    for one, other in ((pairs.first, pairs.second), (pairs.second, pairs.first)):
+        place = (one, pairs.gpu_type, 1 + sharing.profile[other])
+        np.add.at(shares, place, pairs.fraction)
+    return Grant(
+        fractions=ways.folded(shares), status=pairs.alone.status, prices=pairs.alone.prices
     )
 
 

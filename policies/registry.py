@@ -18,6 +18,7 @@ from policies.orderings import (
     nobody,
     shortest_job,
 )
+from policies.packed_rounds import PackedRounds
 from policies.packing import lepton_packing
 from policies.progress import least_attained_service, shortest_remaining
 from policies.rounds import Rounds
@@ -56,6 +57,12 @@ def _by_shares(
 ) -> Policy:
     rounds = Rounds(program=program, sees_speeds=sees_speeds, is_timeless=is_timeless)
     return _in_rounds(name, rounds)
+
+
+def _packed(name: str, program: ShareProgram, *, is_timeless: bool = False) -> Policy:
+    return _in_rounds(
+        name, PackedRounds(program=program, sees_speeds=True, is_timeless=is_timeless)
+    )
 
 
 _LEPTON = Rounds(
@@ -106,6 +113,11 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
         "Gavel, OSDI '20",
     ),
     (
+        _packed("max_min_fairness_packed", programs.max_min_fairness_packed, is_timeless=True),
+        "the least speed per weight, two jobs on one GPU where that does more",
+        "Gavel, OSDI '20",
+    ),
+    (
         _by_shares("water_filling", programs.water_filling, is_timeless=True),
         "time per weight, from the least up",
         "Gavel, OSDI '20",
@@ -142,6 +154,11 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
             "min_total_duration_perf", programs.min_total_duration_perf, sees_speeds=True
         ),
         "the end of the last job, knowing throughputs",
+        "Gavel, OSDI '20",
+    ),
+    (
+        _packed("min_total_duration_packed", programs.min_total_duration_packed),
+        "the end of the last job, two jobs on one GPU where that does more",
         "Gavel, OSDI '20",
     ),
     (

@@ -33,7 +33,8 @@ class Profiles:
     alone: Array
     """Profiles by types."""
     beside: Array
-    """Profiles by others by types: the first's throughput; 0 if the two cannot share."""
+    """Profiles by others by types: the first's throughput; 0 if the two cannot share. Only of
+    the first profiles, if the others share with nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,21 +190,24 @@ def _pair_shares(
 
 def _worthwhile(profiles: Profiles, groups: _Groups, unit: Array) -> _Pairs:
     """List the pairs that do better than taking turns on the same GPUs."""
-    profile = groups.profile
+    sharers = np.flatnonzero(groups.profile < len(profiles.beside))
+    profile, n_profiles = groups.profile[sharers], len(profiles.beside)
+    copies, unit = groups.copies[sharers], unit[sharers]
+    gpus = profiles.gpus[:n_profiles]
     found = []
     for kind in range(len(groups.capacity)):
-        beside, single = profiles.beside[:, :, kind], profiles.alone[:, kind]
+        beside, single = profiles.beside[:, :, kind], profiles.alone[:n_profiles, kind]
         part = np.divide(
             beside, single[:, None], out=np.zeros_like(beside), where=single[:, None] > 0
         )
-        fit = (part + part.T > 1) & (profiles.gpus[:, None] == profiles.gpus)
+        fit = (part > 0) & (part.T > 0) & (part + part.T > 1) & (gpus[:, None] == gpus)
         a, b = np.nonzero(np.triu(fit[np.ix_(profile, profile)]))
-        enough = (a != b) | (groups.copies[a] > 1)
+        enough = (a != b) | (copies[a] > 1)
         a, b = a[enough], b[enough]
         found.append(
             (
-                a,
-                b,
+                sharers[a],
+                sharers[b],
                 np.full(len(a), kind),
                 beside[profile[a], profile[b]] / unit[a],
                 beside[profile[b], profile[a]] / unit[b],
