@@ -143,6 +143,16 @@ class LiveJob:
             group = seat.machine.group
             self.held_in[group] = self.held_in.get(group, 0.0) + seat.gpus
 
+    def sit_again(self, task: TaskId, *, parts: int) -> None:
+        """Let a task hold one of so many parts of its devices: others hold the rest."""
+        old = self.seats[task]
+        seat = seat_on(old.machine, old.shape, old.devices)
+        seat = seat._replace(gpus=seat.gpus / parts, usd_per_s=seat.usd_per_s / parts)
+        self.held += seat.gpus - old.gpus
+        self.usd_per_s += seat.usd_per_s - old.usd_per_s
+        self.held_in[seat.machine.group] += seat.gpus - old.gpus
+        self.seats[task] = seat
+
     def rise(self, task: TaskId) -> Seat:
         """Take a task's seat away."""
         seat = self.seats.pop(task)

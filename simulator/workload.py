@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
-from scheduler.core.model import JobPhase, JobSpec
+from scheduler.core.model import JobPhase, JobSpec, SharedThroughput
 
 FOREVER = float("inf")
 
@@ -24,7 +24,7 @@ class Gang:
     gpu_types: tuple[str, ...]  # of its nodes, sorted, each once; empty: no GPU
     n_nodes: int
     n_racks: int  # 1 where nobody said where racks are
-    neighbours: tuple[str, ...] = ()  # names of jobs on the same devices, sorted
+    neighbours: tuple[str, ...] = ()  # profiles, or names, of jobs on the same devices, sorted
 
 
 class Speed(NamedTuple):
@@ -61,9 +61,15 @@ class Steady:
     scaling: tuple[tuple[int, float], ...] = ()
     across_racks: float = 1.0  # factor once the gang spans more than one rack
     beside_others: float = 1.0  # factor once others share its devices
+    beside: tuple[SharedThroughput, ...] = ()  # instead of all that, beside one of a profile
 
     def speed(self, gang: Gang, done: float) -> Speed:
         """Return the speed where the gang runs; `done` does not matter."""
+        for measured in self.beside:
+            if (measured.beside,) == gang.neighbours and (
+                (measured.gpu_type,) == gang.gpu_types
+            ):
+                return Speed(measured.per_s)
         per_s = 1.0
         if self.speeds and gang.gpu_types:
             by_type = dict(self.speeds)

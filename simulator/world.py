@@ -441,11 +441,12 @@ class World:
         if not seat.gpus:
             return
         self._hold(job, seat, sign=1)
-        if seat.shape.gpu_milli:
+        if self._shares(job, seat):
             for device in seat.devices:
                 beside = self._beside.setdefault((seat.machine.node.name, device), {})
                 self._slow_down(beside, but=job.id)
                 beside[job.id] = beside.get(job.id, 0) + 1
+            self._divide(seat)
 
     def _rise(self, job: LiveJob, task: TaskId) -> None:
         seat = job.rise(task)
@@ -454,13 +455,34 @@ class World:
         if not seat.gpus:
             return
         self._hold(job, seat, sign=-1)
-        if seat.shape.gpu_milli:
+        if self._shares(job, seat):
             for device in seat.devices:
                 beside = self._beside[seat.machine.node.name, device]
                 beside[job.id] -= 1
                 if not beside[job.id]:
                     del beside[job.id]
                 self._slow_down(beside, but=job.id)
+            self._divide(seat)
+
+    @staticmethod
+    def _shares(job: LiveJob, seat: Seat) -> bool:
+        """Return whether others may come to the devices of a seat."""
+        return seat.shape.gpu_milli > 0 or bool(job.trace.spec.shared_throughputs)
+
+    def _divide(self, seat: Seat) -> None:
+        """Count whole devices that jobs share as held in equal parts."""
+        if not seat.shape.gpus:
+            return
+        sharers = self._beside[seat.machine.node.name, seat.devices[0]]
+        for job_id in sharers:
+            other = self._live[job_id]
+            other.pass_time(self._agenda.now_s)
+            (task,) = other.seats
+            self._hold(other, other.seats[task], sign=-1)
+            other.sit_again(task, parts=len(sharers))
+            self._hold(other, other.seats[task], sign=1)
+            if other.stage is Stage.WORKING:
+                other.at_work = other.held
 
     def _hold(self, job: LiveJob, seat: Seat, *, sign: int) -> None:
         group = seat.machine.group
@@ -486,9 +508,9 @@ class World:
         if not self._beside:
             return ()
         found = {
-            other: self._live[other].trace.spec.name
+            other: self._live[other].trace.spec.profile or self._live[other].trace.spec.name
             for seat in job.seats.values()
-            if seat.shape.gpu_milli
+            if self._shares(job, seat)
             for device in seat.devices
             for other in self._beside[seat.machine.node.name, device]
             if other != job.id

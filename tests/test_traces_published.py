@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from scheduler.core.model import JobPhase, Shape
+from scheduler.core.model import JobPhase, Shape, SharedThroughput
 from simulator.traces import TraceError, read_trace, recognise
-from simulator.traces.gavel import JobType, read_throughputs
+from simulator.traces.gavel import JobType, read_beside, read_throughputs
 from simulator.traces.openb import read_nodes, read_shapes
 from simulator.workload import FOREVER, Steady
 
@@ -98,6 +98,29 @@ def test_throughputs_leave_out_gangs_that_are_spread_over_servers(tmp_path):
         JobType("LM (batch size 5)", 1): (("K80", 20.0), ("V100", 60.0)),
         JobType("A3C", 2): (("V100", 9.0),),
     }
+
+
+def test_gavels_pairs_share_gpus_where_both_were_measured(tmp_path):
+    lm, a3c = "('LM (batch size 5)', 1)", "('A3C', 1)"
+    both = {
+        "v100": {
+            lm: {"null": 60.0, a3c: [50.0, 6.0], lm: [0.0, 0.0], "('A3C', 2)": [1.0, 1.0]},
+            a3c: {"null": 9.0, lm: [6.0, 50.0]},
+        }
+    }
+    path = write(tmp_path, "simulation_throughputs.json", json.dumps(both))
+    assert read_beside(path)[JobType("A3C", 1)] == (
+        SharedThroughput(gpu_type="V100", beside="LM (batch size 5)", per_s=6.0),
+    )
+    [job] = read_trace(write(tmp_path, "generated.csv", CSV))
+    assert job.spec.profile == "LM (batch size 5)"
+    assert job.spec.speed_beside("A3C", "V100") == 50.0
+    assert len(job.spec.shared_throughputs) == 1
+    assert job.behaviour.beside == job.spec.shared_throughputs
+    both["v100"][lm][a3c] = [50.0]
+    path.write_text(json.dumps(both))
+    with pytest.raises(TraceError, match="must be the steps per second of both"):
+        read_beside(path)
 
 
 def test_pods_ask_for_fractions_or_for_whole_devices_of_some_types(tmp_path):

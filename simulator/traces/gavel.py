@@ -6,13 +6,13 @@ per second on each type of GPU are in a JSON file of throughputs beside the trac
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from scheduler.core.model import JobSpec
+from scheduler.core.model import JobSpec, SharedThroughput
 from simulator.traces.format import Assumptions, Format
 from simulator.traces.jobs import gpu_gang
 from simulator.traces.source import Opening, Row, Source
@@ -69,6 +69,56 @@ def read_throughputs(path: Path) -> dict[JobType, Speeds]:
     return {job_type: tuple(sorted(speeds.items())) for job_type, speeds in found.items()}
 
 
+Beside = Mapping[JobType, tuple[SharedThroughput, ...]]
+"""Steps per second of a job type on GPUs that it shares with another."""
+
+NOBODY: Beside = {}
+
+
+def read_beside(path: Path) -> Beside:
+    """Return how fast job types are beside others on as many GPUs. Raises `TraceError`.
+
+    In the file of `read_throughputs` a job type maps others to the steps per second of both.
+    """
+    source = Source(path)
+    try:
+        by_gpu_type = msgspec.json.decode(
+            source.text(), type=dict[str, dict[str, dict[str, Any]]]
+        )
+    except msgspec.DecodeError as error:
+        raise source.error(f"not a file of throughputs: {error}") from None
+    found: dict[JobType, list[SharedThroughput]] = {}
+    for gpu_type, by_job_type in by_gpu_type.items():
+        if gpu_type.endswith(_SPREAD_OUT):
+            continue
+        for text, steps_per_s in by_job_type.items():
+            one = _job_type(source, text)
+            for beside, both in steps_per_s.items():
+                if beside == "null":
+                    continue
+                other = _job_type(source, beside)
+                if not (isinstance(both, list) and len(both) == 2 and min(both) >= 0):
+                    raise source.error("must be the steps per second of both", column=beside)
+                if other.n_gpus == one.n_gpus and min(both) > 0:
+                    found.setdefault(one, []).append(
+                        SharedThroughput(
+                            gpu_type=gpu_type.upper(),
+                            beside=profile_of(other),
+                            per_s=float(both[0]),
+                        )
+                    )
+    return {
+        job_type: tuple(sorted(measured, key=lambda m: (m.gpu_type, m.beside)))
+        for job_type, measured in found.items()
+    }
+
+
+def profile_of(job_type: JobType) -> str:
+    """Return the name under which others say how they run beside such a job."""
+    name, n_gpus = job_type
+    return name if n_gpus == 1 else f"{name} on {n_gpus} GPUs"
+
+
 def _job_type(source: Source, text: str) -> JobType:
     name, comma, n_gpus = text.rpartition(",")
     n_gpus = n_gpus.strip(" )")
@@ -88,8 +138,16 @@ class Line:
     at_s: float
 
 
-def job_of_line(line: Line, speeds: Speeds, assume: Assumptions) -> TraceJob:
-    """Return the job, which knows how fast it is where and how much it has to do."""
+def job_of_line(
+    line: Line,
+    speeds: Speeds,
+    assume: Assumptions,
+    beside: tuple[SharedThroughput, ...] = (),
+) -> TraceJob:
+    """Return the job, which knows how fast it is where and how much it has to do.
+
+    It shares GPUs if it knows how fast it is `beside` others and is a single task.
+    """
     name, n_gpus = line.job_type
     spec = JobSpec(
         name=name,
@@ -100,11 +158,20 @@ def job_of_line(line: Line, speeds: Speeds, assume: Assumptions) -> TraceJob:
         throughputs=speeds,
         total_work=float(line.steps),
     )
-    behaviour = Steady(work=float(line.steps), speeds=speeds, n_tasks=spec.n_tasks)
+    if beside and spec.n_tasks == 1:
+        spec = replace(spec, profile=profile_of(line.job_type), shared_throughputs=beside)
+    behaviour = Steady(
+        work=float(line.steps),
+        speeds=speeds,
+        n_tasks=spec.n_tasks,
+        beside=spec.shared_throughputs,
+    )
     return TraceJob(at_s=line.at_s, spec=spec, behaviour=behaviour, key=line.key)
 
 
-def read_jobs(source: Source, throughputs: Throughputs, assume: Assumptions) -> TraceJobs:
+def read_jobs(
+    source: Source, throughputs: Throughputs, assume: Assumptions, beside: Beside = NOBODY
+) -> TraceJobs:
     """Yield the jobs of a trace in either form, by these throughputs."""
     for row in _rows(source):
         job_type = JobType(row.text("job_type"), row.whole("scale_factor"))
@@ -121,7 +188,8 @@ def read_jobs(source: Source, throughputs: Throughputs, assume: Assumptions) -> 
             weight=row.amount("weight", 1.0) or 1.0,
             at_s=row.amount("arrival_time_s"),
         )
-        yield job_of_line(line, throughputs[job_type], assume)
+        measured = beside.get(job_type, ())
+        yield job_of_line(line, throughputs[job_type], assume, measured)
 
 
 def _rows(source: Source) -> Iterator[Row]:
@@ -140,13 +208,13 @@ def _rows(source: Source) -> Iterator[Row]:
         yield Row(source, number, columns, [*cells, str(number - 1)])
 
 
-def throughputs_beside(source: Source, *names: str) -> dict[JobType, Speeds]:
-    """Return the throughputs in the folder of a trace, of the first of these names."""
+def _measured_for(source: Source, *names: str) -> Path:
+    """Return the file of throughputs in the folder of a trace, of the first of these names."""
     for name in names:
         for ending in (".json", ".json.gz"):
             path = source.path.with_name(name + ending)
             if path.exists():
-                return read_throughputs(path)
+                return path
     wanted = " or ".join(f"{name}.json" for name in names)
     raise source.error(f"{wanted} must be beside the trace: it says how fast its jobs are")
 
@@ -155,7 +223,8 @@ def _read(source: Source, assume: Assumptions) -> TraceJobs:
     with source.opened() as text:
         is_own_form = "\t" in text.readline()
     names = (PHYSICAL, SIMULATED) if is_own_form else (SIMULATED, PHYSICAL)
-    return read_jobs(source, throughputs_beside(source, *names), assume)
+    path = _measured_for(source, *names)
+    return read_jobs(source, read_throughputs(path), assume, read_beside(path))
 
 
 def _recognises(shown: Opening) -> bool:
