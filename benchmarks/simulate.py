@@ -65,7 +65,11 @@ def role_of(n_gpus: int) -> Role:
 
 
 def timed(
-    jobs: Iterator[TraceJob], n_nodes: int, policy: str = "fifo"
+    jobs: Iterator[TraceJob],
+    n_nodes: int,
+    policy: str = "fifo",
+    *,
+    decide_every_s: float = DECIDE_EVERY_S,
 ) -> tuple[float, dict[str, float]]:
     """Return the CPU seconds of a run, and its counters."""
     start_s = time.process_time()
@@ -73,7 +77,7 @@ def timed(
         uniform_cluster(n_nodes),
         jobs,
         policy_named(policy),
-        settings=Settings(decide_every_s=DECIDE_EVERY_S),
+        settings=Settings(decide_every_s=decide_every_s),
     )
     took_s = time.process_time() - start_s
     assert set(run.jobs.phase) <= {"succeeded", "failed", "cancelled"}
@@ -140,6 +144,47 @@ def by_policy(policies: tuple[str, ...], n_nodes: int, n_jobs: int) -> None:
         )
 
 
+def contended(n_nodes: int, n_jobs: int) -> None:
+    """Report gangs of every width at twice the load; nobody knows when they end."""
+    draw = random.Random(1)
+    widest = n_nodes * 8
+    widths = [
+        min(round(math.exp(draw.uniform(0, math.log(widest)))), widest) for _ in range(n_jobs)
+    ]
+    run_s = [draw.lognormvariate(math.log(MEDIAN_S), SIGMA) for _ in range(n_jobs)]
+    span_s = sum(w * s for w, s in zip(widths, run_s, strict=True)) / widest / 2
+    shape = Shape(gpus=1, cpu_milli=8_000, memory_mib=65_536)
+    jobs = (
+        TraceJob(
+            at_s=span_s * number / n_jobs,
+            spec=JobSpec(
+                name="job",
+                roles=(
+                    Role(
+                        name="worker",
+                        launch=LAUNCH,
+                        count=width,
+                        min_count=width,
+                        max_count=width,
+                        shape=shape,
+                    ),
+                ),
+            ),
+            behaviour=Steady(work=work_s, n_tasks=width),
+        )
+        for number, (width, work_s) in enumerate(zip(widths, run_s, strict=True))
+    )
+    took_s, counters = timed(jobs, n_nodes, "shortest_job", decide_every_s=0.0)
+    report(
+        benchmark="simulate",
+        case="shortest_job, gangs of every width at twice the load",
+        value=took_s / counters["decisions"] * 1000,
+        unit="ms/decision",
+        better="lower",
+        size=f"{n_jobs:,} jobs, {n_nodes:,} nodes, {counters['decisions']:,} decisions",
+    )
+
+
 def as_helios(n_nodes: int, n_jobs: int) -> None:
     """Report a workload with the statistics of a real cluster: wide gangs, long tails."""
     workload = scaled_to(preset("helios"), n_nodes * 8)
@@ -161,6 +206,7 @@ def main() -> None:
     by_nodes([100, 1_000, 10_000] if is_full else [100, 1_000], 5_000)
     by_policy(("fifo", "priority", "shortest_job", "least_attained_service"), 100, 2_000)
     by_policy(("max_min_fairness",), 20, 300)
+    contended(16, 300 if not is_full else 2_000)
     as_helios(100, 5_000 if not is_full else 50_000)
 
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from scheduler.core.draft import Booked, Draft, Promise, Space
-from scheduler.core.holdings import Holdings, exodus, holdings_of
+from scheduler.core.holdings import Holdings, MostTasks, amounts_by_node, exodus, holdings_of
 from scheduler.core.model import JobId, JobKind
 from scheduler.core.placement import (
     Member,
@@ -75,7 +75,7 @@ class Backfill:
         if self.claimed is not None and not self._n_left:
             return False
         musts = _musts(wants)
-        waited_s = self._draft.snapshot.now_s - self._waits_since_s(np.array([row]))[0]
+        waited_s = self._waited_s(row)
         promise = None
         if waited_s >= self._policy.starvation_s:
             promise = self._claim(row, musts)
@@ -91,11 +91,10 @@ class Backfill:
 
         If nobody knows, as long again as it has waited already.
         """
-        now_s = self._draft.snapshot.now_s
         promise = self._profiled(row, _musts(wants))
         if promise is not None:
-            return promise.start_s - now_s
-        return float(now_s - self._waits_since_s(np.array([row]))[0])
+            return promise.start_s - self._draft.snapshot.now_s
+        return self._waited_s(row)
 
     def foresee(self, row: int, wants: tuple[Want, ...]) -> None:
         """Promise places to the job of a row, if it has none, however many others have some."""
@@ -130,7 +129,8 @@ class Backfill:
 
     def moments_s(self, rows: Rows) -> FloatColumn:
         """Return when time alone may change what is kept for these rows, which fit nowhere."""
-        waits_since_s = self._waits_since_s(rows)
+        jobs = self._draft.snapshot.jobs
+        waits_since_s = np.maximum(jobs.pending_since_s[rows], jobs.eligible_at_s[rows])
         return np.concatenate(
             [
                 waits_since_s + self._policy.patience_s,
@@ -139,10 +139,10 @@ class Backfill:
             ]
         )
 
-    def _waits_since_s(self, rows: Rows) -> FloatColumn:
-        jobs = self._draft.snapshot.jobs
-        since_s: FloatColumn = np.maximum(jobs.pending_since_s[rows], jobs.eligible_at_s[rows])
-        return since_s
+    def _waited_s(self, row: int) -> float:
+        snapshot = self._draft.snapshot
+        pending_since_s = float(snapshot.jobs.pending_since_s[row])
+        return snapshot.now_s - max(pending_since_s, float(snapshot.jobs.eligible_at_s[row]))
 
     def _claim(self, row: int, wants: tuple[Want, ...]) -> Promise | None:
         """Return the claim of this cycle, if nobody has it."""
@@ -187,6 +187,8 @@ class Backfill:
 
 def _musts(wants: tuple[Want, ...]) -> tuple[Want, ...]:
     """Return the tasks without which the gang does not start."""
+    if all(want.must and not want.may for want in wants):
+        return wants
     return tuple(replace(want, may=()) for want in wants if want.must)
 
 
@@ -199,6 +201,8 @@ class _Claims:
         self._running: Holdings | None = None  # made when somebody is due
         self._held: Holdings | None = None  # with the first `n_seen` places of this draft
         self._n_seen = 0
+        self._most: MostTasks | None = None
+        self._most_without: Holdings | None = None
 
     def claim(self, row: int, wants: tuple[Want, ...]) -> Promise | None:
         """Return a promise from now on; None: not even all ends would make room."""
@@ -206,7 +210,7 @@ class _Claims:
         if wants in self._without_hope:
             return None
         others = [place for promise in draft.promises for place in promise.places]
-        found = self._after_the_others(wants, others)
+        found = self._after_the_others(wants, others) if self._could_fit(wants) else None
         if found is None:
             self._without_hope.add(wants)
             return None
@@ -217,6 +221,14 @@ class _Claims:
                 space.give_back(promise.places)
         places = [Booked(row, *place) for place in places_of(members)]
         return Promise(row, now_s, places, space, {place.node for place in places})
+
+    def _could_fit(self, wants: tuple[Want, ...]) -> bool:
+        """Return whether there is room once all tasks have ended, as far as counting tells."""
+        held, space = self._holdings(), self._draft.books_of_later()
+        if self._most is None or self._most_without is not held or not self._most.is_of(space):
+            gone = amounts_by_node(held.node, held.amount, len(space.version))
+            self._most, self._most_without = MostTasks(space, gone), held
+        return all(self._most.of(want.shape) >= len(want.must) for want in wants)
 
     def _after_the_others(
         self, wants: tuple[Want, ...], others: list[Booked]

@@ -5,11 +5,14 @@ Whoever decides on snapshots of one engine again and again keeps one `Books` and
 these are looked at again. One decision at a time.
 """
 
+from collections.abc import Sequence
+
 from scheduler.core.draft import Draft, Space
 from scheduler.core.held import HeldTasks
 from scheduler.core.model import Levels
+from scheduler.core.placement import Want
 from scheduler.core.ports import NodeScore
-from scheduler.core.snapshot import Mark, Snapshot
+from scheduler.core.snapshot import Gang, Mark, Snapshot
 
 
 class Books:
@@ -21,6 +24,8 @@ class Books:
         self._score: NodeScore | None = None
         self._levels: Levels = ()
         self._mark: Mark | None = None
+        self._gangs: Sequence[Gang] = ()
+        self._wants: dict[int, tuple[Want, ...]] = {}
 
     def draft_of(self, snapshot: Snapshot, score: NodeScore, levels: Levels) -> Draft:
         """Return a draft of the snapshot. It must not be used beyond the next one."""
@@ -36,6 +41,12 @@ class Books:
             self._space.catch_up(snapshot.nodes, changed)
         self._mark, self._score, self._levels = mark, score, levels
         return Draft(snapshot, self._space, self._held)
+
+    def wants_of(self, snapshot: Snapshot) -> dict[int, tuple[Want, ...]]:
+        """Return what waiting gangs want, by their number, as far as anybody has asked."""
+        if snapshot.gangs is not self._gangs:
+            self._gangs, self._wants = snapshot.gangs, {}
+        return self._wants
 
     def _follows(self, mark: Mark) -> bool:
         """Return whether the log tells all that changed since the latest snapshot."""

@@ -61,6 +61,9 @@ BEFORE_A_WAVE = 16
 FORESEEN = 64
 """How far down the order starts are foreseen on demand."""
 
+Right = tuple[int, int, int]
+"""What makes jobs alike: gang, queue and whom they may stop."""
+
 DRY_RUN_ID = JobId("dry-run")
 """The id of the hypothetical job in the plan of a dry run."""
 
@@ -146,7 +149,7 @@ class _Failures:
 
     no_room: dict[int, Unplaced] = field(default_factory=dict)  # by gang
     no_hold: dict[int, int] = field(default_factory=dict)  # stops when that was tried
-    no_victims: set[tuple[int, int, int]] = field(default_factory=set)  # by right
+    no_victims: set[Right] = field(default_factory=set)  # by right
 
 
 class _Listed:
@@ -156,42 +159,33 @@ class _Listed:
         self, snapshot: Snapshot, rows: Rows, *, ends_s: FloatColumn, joining: Container[int]
     ) -> None:
         jobs = snapshot.jobs
-        self.rows = rows
-        self.ends_s = ends_s
-        self.is_pending = jobs.phase[rows] == PHASE_CODE[JobPhase.PENDING]
-        self.gang = jobs.gang[rows]
-        self._queue = jobs.queue[rows]
+        self._ends_s = ends_s
+        self._joining = joining
+        self._passed_over: set[tuple[Right, int]] = set()  # with the tier they see
+        self.rows: list[int] = rows.tolist()
+        self.ends_s: list[float] = ends_s.tolist()
+        self.is_pending: list[bool] = (
+            jobs.phase[rows] == PHASE_CODE[JobPhase.PENDING]
+        ).tolist()
         # Among equals of a priority some may stop others, and some may not.
-        self._claim = jobs.priority[rows] * 2 + jobs.may_preempt[rows]
-        self._is_unlike = np.array([row in joining for row in rows.tolist()], np.bool_)
-        self.tier = np.zeros(len(rows), np.intp)
-        self._is_passed_over = np.zeros(len(rows) + 1, np.bool_)
-
-    def right(self, place: int) -> tuple[int, int, int]:
-        """Return what makes jobs alike: gang, queue and whom they may stop."""
-        return int(self.gang[place]), int(self._queue[place]), int(self._claim[place])
+        claim = jobs.priority[rows] * 2 + jobs.may_preempt[rows]
+        columns = jobs.gang[rows].tolist(), jobs.queue[rows].tolist(), claim.tolist()
+        self.rights: list[Right] = list(zip(*columns, strict=True))
+        self.tiers = [0] * len(rows)
 
     def consider_all(self, starts_s: list[float]) -> None:
         """Pass over nobody any more: the books have changed, or what is promised."""
-        self._is_passed_over[:] = False
-        self.tier = np.searchsorted(np.array(starts_s), self.ends_s)
+        self._passed_over.clear()
+        self.tiers = np.searchsorted(np.array(starts_s), self._ends_s).tolist()
 
     def pass_over_alike(self, place: int) -> None:
         """Pass over all who come later, are alike and see the same books."""
-        rest = slice(place + 1, len(self.rows))
-        self._is_passed_over[rest] |= (
-            (self.gang[rest] == self.gang[place])
-            & (self._queue[rest] == self._queue[place])
-            & (self._claim[rest] == self._claim[place])
-            & (self.tier[rest] == self.tier[place])
-            & self.is_pending[rest]
-            & ~self._is_unlike[rest]
-        )
+        self._passed_over.add((self.rights[place], self.tiers[place]))
 
-    def next_after(self, place: int) -> int:
-        """Return the next place that is not passed over."""
-        rest = self._is_passed_over[place + 1 :]
-        return place + 1 + int(rest.argmin()) if len(rest) else place + 1
+    def is_passed_over(self, place: int) -> bool:
+        """Return whether a job before this one has failed that is alike."""
+        is_alike = (self.rights[place], self.tiers[place]) in self._passed_over
+        return is_alike and self.is_pending[place] and self.rows[place] not in self._joining
 
 
 UNTOLD = Unplaced(cause=Cause.GANG)
@@ -216,7 +210,9 @@ class _Cycle:
             policy = replace(policy, order=order, may_preempt=may_preempt)
         self._snapshot = snapshot
         self._policy = policy
-        self._draft = (books or Books()).draft_of(snapshot, policy.score, policy.levels)
+        books = books or Books()
+        self._draft = books.draft_of(snapshot, policy.score, policy.levels)
+        self._wants = books.wants_of(snapshot)
         are_alike = self._round is None or self._round.are_equals_alike
         self._preemption = Preemption(
             self._draft, policy.may_preempt, are_equals_alike=are_alike
@@ -250,7 +246,7 @@ class _Cycle:
         self._hosts = frozenset(self._beside.values())
         self._spots: dict[int, Spot] = {}  # of hosts that were placed
         self._over_quota: dict[tuple[int, int], Unplaced] = {}  # by gang and queue
-        self._no_quota: dict[tuple[int, int, int], int] = {}  # by right: stops by then
+        self._no_quota: dict[Right, int] = {}  # by right: stops by then
         self._variants: dict[tuple[int, tuple[Want, ...]], int] = {}
         self._backfill = Backfill(self._draft, policy)
         self._without_room: list[int] = []  # job rows that only capacity holds back
@@ -324,35 +320,32 @@ class _Cycle:
 
     def _serve_in_order(self, listed: "_Listed") -> None:
         """Serve all, but for those who see what others like them failed on: these are left."""
-        place, n_rows = 0, len(listed.rows)
         n_stopped, n_promises = self._n_stops, len(self._draft.promises)
-        while place < n_rows:
+        for place in range(len(listed.rows)):
+            if listed.is_passed_over(place):
+                self._leave_alike(listed, place)
+                continue
             self._serve_one(listed, place)
-            right = listed.right(place)
             if self._n_stops != n_stopped or len(self._draft.promises) != n_promises:
                 n_stopped, n_promises = self._n_stops, len(self._draft.promises)
                 listed.consider_all([promise.start_s for promise in self._draft.promises])
-            elif listed.is_pending[place] and self._is_hopeless(right):
+            elif listed.is_pending[place] and self._is_hopeless(listed.rights[place]):
                 listed.pass_over_alike(place)
-            following = listed.next_after(place)
-            for passed in range(place + 1, following):
-                self._leave_alike(listed, passed)
-            place = following
 
     def _leave_alike(self, listed: "_Listed", place: int) -> None:
         """Leave a job for which nothing was tried, as others like it failed."""
-        row = int(listed.rows[place])
+        row = listed.rows[place]
         self._without_room.append(row)
         if self._gives_reasons:
-            failed = self._failures[int(listed.tier[place])]
-            reason = failed.no_room[int(listed.gang[place])]
+            failed = self._failures[listed.tiers[place]]
+            reason = failed.no_room[listed.rights[place][0]]
             self._unplaced[self._snapshot.job_at(row).id] = reason
 
     def _serve_one(self, listed: "_Listed", place: int) -> None:
-        row, right = int(listed.rows[place]), listed.right(place)
+        row, right = listed.rows[place], listed.rights[place]
         if self._draft.is_ending[row] or row in self._seated:
             return
-        tier = self._draft.enter(float(listed.ends_s[place]))
+        tier = self._draft.enter(listed.ends_s[place])
         if self._draft.promises:
             self._failed = self._failures.setdefault(tier, _Failures())
         if self._is_over_quota(right):
@@ -366,12 +359,12 @@ class _Cycle:
         else:
             self._leave(row, self._failed.no_room[right[0]])
 
-    def _is_hopeless(self, right: tuple[int, int, int]) -> bool:
+    def _is_hopeless(self, right: Right) -> bool:
         gang = right[0]
         has_failed = gang in self._failed.no_room and right in self._failed.no_victims
         return has_failed and self._failed.no_hold[gang] == self._n_stops
 
-    def _serve_gang(self, row: int, right: tuple[int, int, int]) -> None:
+    def _serve_gang(self, row: int, right: Right) -> None:
         """Start a pending job, hold places for it, make room for it, or say why it waits."""
         admitted = self._admitted(row, right)
         if admitted is None:
@@ -421,7 +414,7 @@ class _Cycle:
         self._place(row, [member], beside=job_id)
         return True
 
-    def _serve_service(self, row: int, right: tuple[int, int, int]) -> None:
+    def _serve_service(self, row: int, right: Right) -> None:
         """Replace what replicas a running service lacks, as far as they fit."""
         admitted = self._admitted(row, right)
         if admitted is None:
@@ -437,9 +430,7 @@ class _Cycle:
 
     # Quota
 
-    def _admitted(
-        self, row: int, right: tuple[int, int, int]
-    ) -> tuple[int, tuple[Want, ...]] | None:
+    def _admitted(self, row: int, right: Right) -> tuple[int, tuple[Want, ...]] | None:
         """Return the gang and wants of a job as far as its queue lets it have them.
 
         None: it would go over a limit; it was served as that allows.
@@ -458,10 +449,17 @@ class _Cycle:
 
     def _wanted(self, row: int, gang: int) -> tuple[int, tuple[Want, ...]]:
         """Return what a job wants in this round, and its gang or a variant of it."""
-        wants = wants_of(self._snapshot, row)
-        gpu_types = self._round and self._round.gpu_types.get(row)
-        size = self._round and self._round.sizes.get(row)
-        if size and self._snapshot.jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]:
+        is_pending = self._snapshot.jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]
+        wants = self._wants.get(gang) if is_pending else None
+        if wants is None:
+            wants = wants_of(self._snapshot, row)
+            if is_pending:
+                self._wants[gang] = wants
+        if self._round is None:
+            return gang, wants
+        gpu_types = self._round.gpu_types.get(row)
+        size = self._round.sizes.get(row)
+        if size and is_pending:
             wants = wants_sized(self._snapshot, row, size)
         if not gpu_types:
             return gang, wants
@@ -471,7 +469,7 @@ class _Cycle:
         return self._variants.setdefault((gang, narrowed), -1 - len(self._variants)), narrowed
 
     def _serve_over_quota(
-        self, row: int, right: tuple[int, int, int], wants: tuple[Want, ...], *, excess: Excess
+        self, row: int, right: Right, wants: tuple[Want, ...], *, excess: Excess
     ) -> None:
         """Hold what others of the queue give up, or stop others, or say which limit it is."""
         assert self._quotas is not None
@@ -489,7 +487,7 @@ class _Cycle:
             self._no_quota[right] = self._n_stops
         self._unplaced[self._snapshot.job_at(row).id] = self._over_quota[key]
 
-    def _is_over_quota(self, right: tuple[int, int, int]) -> bool:
+    def _is_over_quota(self, right: Right) -> bool:
         """Return whether equal jobs were found over a limit, and nobody was stopped since.
 
         Within a cycle, what is used now only grows.

@@ -61,6 +61,7 @@ class _Candidates:
     n_seen: int
     copies: IntColumn | None = None  # [N] how many fit, as of `n_counted` changes
     n_counted: int = 0
+    room: int | None = None  # the sum of `copies`, once somebody asked for it
 
     def since(self, n_changes: int) -> "_Candidates":
         """Return a copy for books that have forgotten the first so many changes."""
@@ -71,6 +72,7 @@ class _Candidates:
             n_seen=self.n_seen - n_changes,
             copies=self.copies.copy() if self.copies is not None and is_counted else None,
             n_counted=self.n_counted - n_changes,
+            room=self.room if is_counted else None,
         )
 
 
@@ -159,6 +161,11 @@ class Space:
         self._n_kept = len(self._changed)
 
     @property
+    def n_changes(self) -> int:
+        """How often anything was booked; books that forget old changes are caught up first."""
+        return len(self._changed)
+
+    @property
     def tree(self) -> Tree:
         """Where the nodes are."""
         return self.nodes.tree(self._levels)
@@ -202,7 +209,13 @@ class Space:
 
     def room(self, shape: Shape) -> int:
         """Return how many more such tasks fit."""
-        return int(self.copies(shape).sum())
+        copies = self.copies(shape)
+        if self._focus is not None:
+            return int(copies.sum())
+        known = self._candidates[shape]
+        if known.room is None:
+            known.room = int(copies.sum())
+        return known.room
 
     def copies(self, shape: Shape) -> IntColumn:
         """Return how many more such tasks fit on each node."""
@@ -211,14 +224,14 @@ class Space:
         if known.copies is None:
             known.copies = np.zeros(len(score), np.int64)
             self._count(known, np.flatnonzero(known.allowed))
-        else:
+        elif known.n_counted < len(self._changed):
             changed = np.array(sorted(set(self._changed[known.n_counted :])), np.intp)
             self._count(known, changed)
-        known.n_counted = len(self._changed)
         return known.copies if self._focus is None else np.where(self._focus, known.copies, 0)
 
     def _count(self, known: _Candidates, rows: Rows) -> None:
         assert known.copies is not None
+        known.n_counted, known.room = len(self._changed), None
         known.copies[rows] = 0
         rows = rows[known.score[rows] > NO]
         if len(rows):
@@ -437,10 +450,14 @@ class Draft:
         assert later is not None
         return later
 
-    def copy_of_later(self) -> Space:
-        """Return books without promises, as of later, that nobody else sees."""
+    def books_of_later(self) -> Space:
+        """Return the books without promises, as of later: to be read only."""
         least = self._tiers[0]
-        return (least.later or least.now).fork()
+        return least.later or least.now
+
+    def copy_of_later(self) -> Space:
+        """Return the same books as a copy that nobody else sees."""
+        return self.books_of_later().fork()
 
     # Promises
 

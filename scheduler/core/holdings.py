@@ -47,7 +47,7 @@ class Holdings:
         return _merged(
             np.append(self.row, np.array([p.row for p in booked], np.intp)),
             np.append(self.node, np.array([p.node for p in booked], np.intp)),
-            np.vstack([self.amount, *(_asks(place.shape) for place in booked)]),
+            np.vstack([self.amount, *(asks_of(place.shape) for place in booked)]),
             np.append(self.share, [1 / n_of[place.row] for place in booked]),
         )
 
@@ -75,7 +75,8 @@ def holdings_of(draft: Draft) -> Holdings:
     return _merged(row, node, amount, 1 / n_tasks[row])
 
 
-def _asks(shape: Shape) -> tuple[int, int, int]:
+def asks_of(shape: Shape) -> tuple[int, int, int]:
+    """Return what a task asks for, in the columns of `Holdings.amount`."""
     return shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli
 
 
@@ -211,11 +212,41 @@ def subtree_prices(
 
 def most_tasks(held: Holdings, space: Space, shape: Shape) -> int:
     """Return how many such tasks would fit without any of the holders, at the very most."""
-    free = free_of(space)
-    for column in range(AMOUNTS):
-        gone = np.bincount(held.node, held.amount[:, column], len(free))
-        free[:, column] += gone.astype(np.int64)
-    return int(np.where(space.could_take(shape), copies_of(free, shape), 0).sum())
+    return MostTasks(space, amounts_by_node(held.node, held.amount, len(space.version))).of(
+        shape
+    )
+
+
+def amounts_by_node(node: Rows, amount: IntColumn, n_nodes: int) -> IntColumn:
+    """Return the sum of the amounts on each node: [nodes, AMOUNTS]."""
+    columns = [np.bincount(node, amount[:, column], n_nodes) for column in range(AMOUNTS)]
+    return np.column_stack(columns).astype(np.int64)
+
+
+class MostTasks:
+    """How many tasks fit on books once more is free than is now, at the very most.
+
+    Of each shape it is counted once. Good as long as nothing is booked.
+    """
+
+    def __init__(self, space: Space, gone: IntColumn) -> None:
+        self._space = space
+        self._n_changes = space.n_changes
+        self._free = free_of(space) + gone
+        self._known: dict[Shape, int] = {}
+
+    def is_of(self, space: Space) -> bool:
+        """Return whether the books are these, and as they were."""
+        return self._space is space and self._n_changes == space.n_changes
+
+    def of(self, shape: Shape) -> int:
+        """Return the number for a shape."""
+        known = self._known.get(shape)
+        if known is None:
+            could = self._space.could_take(shape)
+            known = int(np.where(could, copies_of(self._free, shape), 0).sum())
+            self._known[shape] = known
+        return known
 
 
 def least_costs(
@@ -233,7 +264,7 @@ def least_costs(
         return starts, np.zeros(0)
     nodes, bounds = node[starts], np.minimum.reduceat(cost[held.row[kept]], starts)
     free = free_of(space)
-    for column, ask in enumerate(_asks(shape)):
+    for column, ask in enumerate(asks_of(shape)):
         lacking = ask - free[nodes, column]
         if (lacking > 0).any():
             bounds = np.maximum(bounds, _parts(held, cost, nodes, lacking, column=column))
@@ -272,7 +303,7 @@ def free_of(space: Space) -> IntColumn:
 def copies_of(free: IntColumn, shape: Shape) -> IntColumn:
     """Return how many such tasks go into what is free, at the very most."""
     copies = np.full(len(free), 1 << 40)
-    for column, ask in enumerate(_asks(shape)):
+    for column, ask in enumerate(asks_of(shape)):
         if ask:
             copies = np.minimum(copies, np.maximum(free[:, column], 0) // ask)
     return copies

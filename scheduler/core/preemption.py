@@ -99,7 +99,7 @@ class Preemption:
 
         They are booked as gone on the later books in force, and there only.
         """
-        if self._n_looks >= LOOKS_PER_CYCLE:
+        if self._n_looks >= LOOKS_PER_CYCLE or not len(self._game()):
             return []
         jobs = self._draft.snapshot.jobs
         right = (int(jobs.gang[row]), int(jobs.queue[row]), int(jobs.priority[row]))
@@ -346,6 +346,8 @@ def ceilings_of(priorities: IntColumn) -> list[int]:
 
     So nobody is stopped while the lower ones suffice, who might stop those in turn.
     """
+    if not len(priorities):
+        return []
     found: list[int] = np.unique(priorities).tolist()
     if len(found) > MOST_CEILINGS:
         places = np.linspace(0, len(found) - 1, MOST_CEILINGS)

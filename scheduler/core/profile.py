@@ -11,7 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from scheduler.core.draft import Booked, Draft, Promise, Space
-from scheduler.core.holdings import copies_of, free_of, run_starts
+from scheduler.core.holdings import (
+    MostTasks,
+    amounts_by_node,
+    asks_of,
+    copies_of,
+    free_of,
+    run_starts,
+)
 from scheduler.core.model import Shape
 from scheduler.core.placement import Shortfall, Want, could_place, place_gang, places_of
 from scheduler.core.snapshot import FloatColumn, IntColumn, Rows
@@ -32,6 +39,7 @@ class Profile:
         end_s = np.empty(len(jobs.jobs))
         end_s[running] = ends_s
         self._ends_s = end_s[job]
+        self._most: MostTasks | None = None  # once all of them are gone
 
     def promise(self, row: int, wants: tuple[Want, ...], run_s: float) -> Promise | None:
         """Return places for the gang of a job row as soon as there are any; None: never.
@@ -39,6 +47,8 @@ class Profile:
         What has been promised is not touched: the gang is done before it starts, or has other
         places, or waits until it is over.
         """
+        if not self._could_ever(wants):
+            return None
         promises = self._draft.promises
         for n_kept in range(len(promises) + 1):
             before_s = promises[n_kept].start_s if n_kept < len(promises) else np.inf
@@ -49,6 +59,17 @@ class Profile:
             if space is not None and start_s + run_s <= before_s:
                 return _promised(row, wants, start_s, run_s, space=space, kept=kept)
         return None
+
+    def _could_ever(self, wants: tuple[Want, ...]) -> bool:
+        """Return whether so many tasks fit once all are gone who are ever expected to."""
+        space = self._draft.books_of_later()
+        if self._most is None or not self._most.is_of(space):
+            gone = amounts_by_node(self._tasks.node, self._tasks.amount, len(space.version))
+            for place in self._draft.booked:
+                if np.isfinite(place.until_s):
+                    gone[place.node] += asks_of(place.shape)
+            self._most = MostTasks(space, gone)
+        return all(self._most.of(want.shape) >= len(want.must) for want in wants)
 
     def _first_fit(
         self, wants: tuple[Want, ...], kept: Sequence[Promise]
@@ -93,9 +114,7 @@ class Profile:
 
     def _releases(self, leaving: Sequence[Booked]) -> tuple[Rows, FloatColumn, IntColumn]:
         """Return the node, moment and amount of every release, by node, then moment."""
-        asks = [
-            (p.shape.cpu_milli, p.shape.memory_mib, p.shape.total_gpu_milli) for p in leaving
-        ]
+        asks = [asks_of(place.shape) for place in leaving]
         node = np.append(self._tasks.node, np.array([p.node for p in leaving], np.intp))
         ends_s = np.append(self._ends_s, [p.until_s for p in leaving])
         amount = np.vstack([self._tasks.amount, np.array(asks, np.int64).reshape(-1, 3)])
