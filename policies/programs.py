@@ -79,6 +79,25 @@ def max_min_fairness_packed(contest: Contest) -> Grant:
     )
 
 
+def water_filling_packed(contest: Contest) -> Grant:
+    """Raise the least speed per weight, then the next, with two jobs on one GPU, too."""
+    from policies.pair_water_filling import water_filling_pair_shares
+
+    if contest.sharing is None:
+        return water_filling_perf(contest)
+    profiles, profile = _profiles(contest, contest.sharing)
+    return _packed(
+        contest.sharing,
+        water_filling_pair_shares(
+            profiles,
+            profile,
+            weights=contest.weights,
+            capacity=contest.capacity,
+            time_limit_s=contest.time_limit_s,
+        ),
+    )
+
+
 def min_total_duration_packed(contest: Contest) -> Grant:
     """End the last job as early as possible, with two jobs on one GPU, too."""
     from policies.space_sharing import min_makespan_pair_shares

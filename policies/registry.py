@@ -133,6 +133,11 @@ _LISTED: tuple[tuple[Policy, str, str], ...] = (
         "Gavel, OSDI '20",
     ),
     (
+        _packed("water_filling_packed", programs.water_filling_packed, is_timeless=True),
+        "speed per weight, from the least up, two jobs on one GPU where that does more",
+        "Gavel, OSDI '20",
+    ),
+    (
         _by_shares("finish_time_fairness", programs.finish_time_fairness),
         "the worst finish time beside an equal share's",
         "Themis, NSDI '20",

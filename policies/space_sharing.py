@@ -6,6 +6,7 @@ one profile and weight share their columns; pairs no better than taking turns ar
 which changes no optimum; and where pairs are many, only those that earn their price come in.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,7 +52,7 @@ class PairShares:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pairs:
+class Pairs:
     """Columns: two groups (or one twice) on a type, with the speeds of both."""
 
     a: Rows
@@ -63,8 +64,9 @@ class _Pairs:
     def __len__(self) -> int:
         return len(self.a)
 
-    def at(self, chosen: Rows) -> "_Pairs":
-        return _Pairs(
+    def at(self, chosen: Rows) -> "Pairs":
+        """Return some of the columns."""
+        return Pairs(
             a=self.a[chosen],
             b=self.b[chosen],
             kind=self.kind[chosen],
@@ -74,15 +76,20 @@ class _Pairs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Groups:
-    """Jobs of equal profile and weight."""
+class Groups:
+    """Jobs of equal profile and weight; each needs a speed of base + slope * level."""
 
     profile: Rows
     gpus: Array
     speeds: Array
+    base: Array
     slope: Array
     copies: Array
     capacity: Array
+
+
+Solve = Callable[[Groups, Pairs, int, float | None], tuple[Solution, Pairs]]
+"""Finds the shares of groups, with which of the pairs: see `most_for_all`."""
 
 
 def max_min_pair_shares(
@@ -98,8 +105,8 @@ def max_min_pair_shares(
 
     The time limit is for each of the programs solved. Out of time, the shares without pairs.
     """
-    gpus, alone = profiles.gpus[profile], _equal_speeds(profiles, profile, capacity)
-    shares = _pair_shares(
+    gpus, alone = profiles.gpus[profile], equal_speeds(profiles, profile, capacity)
+    shares = pair_shares(
         profiles,
         profile,
         slope=weights * alone / gpus,
@@ -109,7 +116,7 @@ def max_min_pair_shares(
     )
     if isinstance(shares, PairShares):
         return shares
-    return _no_pairs(
+    return without_pairs(
         max_min_shares(profiles.alone[profile], gpus, weights=weights, capacity=capacity),
         shares,
     )
@@ -125,7 +132,7 @@ def min_makespan_pair_shares(
     at_once: int = PAIRS_AT_ONCE,
 ) -> PairShares:
     """Minimise the makespan, as `min_makespan_shares`, where jobs may share GPUs in pairs."""
-    shares = _pair_shares(
+    shares = pair_shares(
         profiles,
         profile,
         slope=remaining_steps,
@@ -138,7 +145,7 @@ def min_makespan_pair_shares(
         return replace(
             shares, alone=replace(shares.alone, value=1 / level, prices=-prices / level**2)
         )
-    return _no_pairs(
+    return without_pairs(
         min_makespan_shares(
             profiles.alone[profile],
             profiles.gpus[profile],
@@ -149,13 +156,14 @@ def min_makespan_pair_shares(
     )
 
 
-def _equal_speeds(profiles: Profiles, profile: Rows, capacity: Array) -> Array:
+def equal_speeds(profiles: Profiles, profile: Rows, capacity: Array) -> Array:
+    """Return the speed of each job on its equal share of the cluster, alone."""
     mix = equal_share(profiles.gpus[profile], capacity)
     speeds: Array = (profiles.alone * mix).sum(axis=1)[profile]
     return speeds
 
 
-def _pair_shares(
+def pair_shares(
     profiles: Profiles,
     profile: Rows,
     *,
@@ -163,9 +171,10 @@ def _pair_shares(
     capacity: Array,
     time_limit_s: float | None,
     at_once: int,
+    solve: "Solve | None" = None,
 ) -> PairShares | Status:
     """Find the largest level with speeds of at least slope * level, or tell why not."""
-    unit = _equal_speeds(profiles, profile, capacity)
+    unit = equal_speeds(profiles, profile, capacity)
     counts = (slope > 0) & (unit > 0)
     if not counts.any():
         return Status.OPTIMAL
@@ -173,22 +182,23 @@ def _pair_shares(
     unit = np.where(unit > 0, unit, 1.0)
     jobs = classes_of(profile, np.where(counts, slope / unit, 0.0))
     of_group = profile[jobs.first]
-    groups = _Groups(
+    groups = Groups(
         profile=of_group,
         gpus=profiles.gpus[of_group],
         speeds=profiles.alone[of_group] / unit[jobs.first, None],
+        base=np.zeros(len(jobs.first)),
         slope=np.where(counts, slope / unit, 0.0)[jobs.first],
         copies=jobs.copies,
         capacity=capacity,
     )
     pairs = _worthwhile(profiles, groups, unit[jobs.first])
-    solution, chosen = _solve(groups, pairs, at_once, time_limit_s)
+    solution, chosen = (solve or most_for_all)(groups, pairs, at_once, time_limit_s)
     if solution.status is not Status.OPTIMAL:
         return solution.status
     return _of_jobs(groups, chosen, solution, jobs.of_row)
 
 
-def _worthwhile(profiles: Profiles, groups: _Groups, unit: Array) -> _Pairs:
+def _worthwhile(profiles: Profiles, groups: Groups, unit: Array) -> Pairs:
     """List the pairs that do better than taking turns on the same GPUs."""
     sharers = np.flatnonzero(groups.profile < len(profiles.beside))
     profile, n_profiles = groups.profile[sharers], len(profiles.beside)
@@ -214,12 +224,12 @@ def _worthwhile(profiles: Profiles, groups: _Groups, unit: Array) -> _Pairs:
             )
         )
     a, b, kinds, speed_a, speed_b = (np.concatenate(c) for c in zip(*found, strict=True))
-    return _Pairs(a=a, b=b, kind=kinds, speed_a=speed_a, speed_b=speed_b)
+    return Pairs(a=a, b=b, kind=kinds, speed_a=speed_a, speed_b=speed_b)
 
 
-def _solve(
-    groups: _Groups, pairs: _Pairs, at_once: int, time_limit_s: float | None
-) -> tuple[Solution, _Pairs]:
+def most_for_all(
+    groups: Groups, pairs: Pairs, at_once: int, time_limit_s: float | None
+) -> tuple[Solution, Pairs]:
     """Solve over all pairs, or add those whose gain exceeds their price until none is left."""
     inside = np.zeros(len(pairs), bool)
     if len(pairs) <= at_once:
@@ -241,7 +251,7 @@ def _solve(
     return solution, pairs.at(np.flatnonzero(inside))
 
 
-def _program(groups: _Groups, pairs: _Pairs, time_limit_s: float | None) -> Solution:
+def _program(groups: Groups, pairs: Pairs, time_limit_s: float | None) -> Solution:
     n_groups, n_types = groups.speeds.shape
     columns = np.arange(len(pairs))
     both = np.concatenate([pairs.a, pairs.b]), np.concatenate([columns, columns])
@@ -254,7 +264,7 @@ def _program(groups: _Groups, pairs: _Pairs, time_limit_s: float | None) -> Solu
             "pair": sparse.csr_array((speeds, both), shape=shape),
             "level": -(groups.slope * groups.copies)[:, None],
         },
-        0.0,
+        groups.base * groups.copies,
         name="earned",
     )
     lp.at_most(
@@ -292,17 +302,18 @@ class _Prices:
         return cls(speed=-paid["earned"], time=paid["time"], gpus=paid["gpus"])
 
     @classmethod
-    def of_few(cls, groups: _Groups, pairs: _Pairs, time_limit_s: float | None) -> "_Prices":
+    def of_few(cls, groups: Groups, pairs: Pairs, time_limit_s: float | None) -> "_Prices":
         """Guess from a program in which groups of one profile and similar weight are one."""
         bucket = np.searchsorted(
             np.quantile(groups.slope, np.arange(1, BUCKETS) / BUCKETS), groups.slope
         )
         few = classes_of(groups.profile, bucket)
         copies: Array = np.bincount(few.of_row, groups.copies).astype(float)
-        rough = _Groups(
+        rough = Groups(
             profile=groups.profile[few.first],
             gpus=groups.gpus[few.first],
             speeds=groups.speeds[few.first],
+            base=np.bincount(few.of_row, groups.copies * groups.base) / copies,
             slope=np.bincount(few.of_row, groups.copies * groups.slope) / copies,
             copies=copies,
             capacity=groups.capacity,
@@ -317,7 +328,7 @@ class _Prices:
         paid = cls.of(solution)
         return cls(speed=paid.speed[few.of_row], time=paid.time[few.of_row], gpus=paid.gpus)
 
-    def gains(self, groups: _Groups, pairs: _Pairs) -> Array:
+    def gains(self, groups: Groups, pairs: Pairs) -> Array:
         """Return by how much a pair's speeds are worth more than the time and GPUs."""
         gain: Array = self.speed[pairs.a] * pairs.speed_a + self.speed[pairs.b] * pairs.speed_b
         gain -= self.time[pairs.a] + self.time[pairs.b]
@@ -325,7 +336,7 @@ class _Prices:
         return gain
 
 
-def _of_jobs(groups: _Groups, pairs: _Pairs, solution: Solution, group: Rows) -> PairShares:
+def _of_jobs(groups: Groups, pairs: Pairs, solution: Solution, group: Rows) -> PairShares:
     """Hand the time of groups to their jobs, evenly, with few distinct pairs of jobs."""
     n_types = groups.speeds.shape[1]
     alone = solution["alone"].reshape(-1, n_types) / groups.copies[:, None]
@@ -372,7 +383,8 @@ def _matching(a: Rows, b: Rows) -> tuple[Rows, Rows, Array]:
     return a[(middle * len(a)).astype(int)], b[(middle * len(b)).astype(int)], part
 
 
-def _no_pairs(shares: Shares, status: Status) -> PairShares:
+def without_pairs(shares: Shares, status: Status) -> PairShares:
+    """Return the shares of jobs alone as the answer of a program that ended so."""
     nobody = np.zeros(0, np.intp)
     return PairShares(
         alone=replace(shares, status=status),

@@ -10,7 +10,7 @@ from policies.rounds import ROUND_S
 from policies.sharing import Ways, mates_of, sharing_of
 from scheduler.core.model import SharedThroughput
 
-PACKED = ("max_min_fairness_packed", "min_total_duration_packed")
+PACKED = ("max_min_fairness_packed", "water_filling_packed", "min_total_duration_packed")
 
 
 def beside(gpu_type: str = "V100", **speeds: float) -> tuple[SharedThroughput, ...]:

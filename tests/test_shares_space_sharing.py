@@ -7,6 +7,7 @@ from shares_testing import optimum
 
 from policies.linear_program import Status
 from policies.max_min_fairness import max_min_shares
+from policies.pair_water_filling import water_filling_pair_shares
 from policies.shares import equal_share
 from policies.space_sharing import (
     PairShares,
@@ -51,6 +52,28 @@ def assert_within_limits(profiles: Profiles, profile, capacity, shares: PairShar
 
 def by_cvxpy(profiles: Profiles, profile, weights, capacity) -> float:
     """Maximise the level over single jobs and all pairs of jobs of as many GPUs."""
+    levels, limits = program(profiles, profile, weights, capacity)
+    return optimum(cp.Maximize(cp.min(levels)), limits)
+
+
+def lexicographic(profiles: Profiles, profile, weights, capacity) -> np.ndarray:
+    """Raise the least level, keep whoever cannot have more by itself, and raise the others."""
+    levels, limits = program(profiles, profile, weights, capacity)
+    n_jobs = len(profile)
+    frozen = np.full(n_jobs, np.nan)
+    while np.isnan(frozen).any():
+        rising = np.flatnonzero(np.isnan(frozen))
+        kept = [levels[i] >= frozen[i] - 1e-7 for i in np.flatnonzero(~np.isnan(frozen))]
+        t = optimum(cp.Maximize(cp.min(levels[rising])), [*limits, *kept])
+        for i in rising:
+            among = [levels[j] >= t - 1e-7 for j in rising]
+            if optimum(cp.Maximize(levels[i]), [*limits, *kept, *among]) < t + 1e-4:
+                frozen[i] = t
+    return frozen
+
+
+def program(profiles: Profiles, profile, weights, capacity):
+    """Return the level of each job, and the limits, over single jobs and all pairs."""
     n_jobs, n_types = len(profile), len(capacity)
     gpus, speeds = profiles.gpus[profile], profiles.alone[profile]
     pairs = [(i, j) for i in range(n_jobs) for j in range(i) if gpus[i] == gpus[j]]
@@ -67,8 +90,8 @@ def by_cvxpy(profiles: Profiles, profile, weights, capacity) -> float:
         used += gpus[i] * z[row]
     alone = speeds @ equal_share(gpus, capacity)
     scale = gpus / (weights * alone)
-    least = cp.min(cp.hstack([scale[i] * got[i] for i in range(n_jobs)]))
-    return optimum(cp.Maximize(least), [cp.hstack(time) <= 1, used <= capacity])
+    reached = cp.hstack([scale[i] * got[i] for i in range(n_jobs)])
+    return reached, [cp.hstack(time) <= 1, used <= capacity]
 
 
 def test_two_jobs_that_hardly_disturb_each_other_share_the_gpu():
@@ -194,3 +217,32 @@ def test_out_of_time_jobs_stay_alone():
     assert shares.alone.status is Status.LIMIT
     assert len(shares.first) == 0
     assert_within_limits(profiles, profile, np.full(4, 50.0), shares)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_water_filling_with_pairs_is_lexicographic(seed):
+    profiles = random_profiles(seed)
+    draw = np.random.default_rng(seed)
+    profile = draw.integers(0, 4, 5)
+    weights = draw.choice([1.0, 2.0], 5)
+    capacity = draw.uniform(0.5, 2.5, 2)
+    shares = water_filling_pair_shares(profiles, profile, weights=weights, capacity=capacity)
+    expected = lexicographic(profiles, profile, weights, capacity)
+    assert shares.alone.value == pytest.approx(expected.min(), rel=1e-5)
+    assert_within_limits(profiles, profile, capacity, shares)
+    reached = levels(profiles, profile, weights, capacity, shares)
+    np.testing.assert_allclose(np.sort(reached), np.sort(expected), rtol=2e-4)
+
+
+def test_who_is_held_back_by_nobody_rises_beyond_those_who_share():
+    # The pair has the first type; the third job alone can use the second.
+    profiles = Profiles(
+        gpus=np.ones(2),
+        alone=np.array([[1.0, 0.0], [0.0, 1.0]]),
+        beside=np.array([[[0.8, 0.0]]]),
+    )
+    job_of = np.array([0, 0, 1])
+    about = {"weights": np.ones(3), "capacity": np.ones(2)}
+    shares = water_filling_pair_shares(profiles, job_of, **about)
+    assert shares.fraction.sum() == pytest.approx(1.0)
+    assert shares.alone.fractions[2] == pytest.approx([0.0, 1.0])
