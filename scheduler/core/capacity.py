@@ -148,21 +148,19 @@ def _linked(cliques: Sequence[Devices], whole: Sequence[int], n_devices: int) ->
 
 def can_take(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...]) -> bool:
     """Return whether the node has what the task needs, on exactly these devices."""
-    if nodes.free[row, CPU] < shape.cpu_milli or nodes.free[row, MEMORY] < shape.memory_mib:
+    cpu_milli, memory_mib, _, _ = nodes.free[row].tolist()
+    if cpu_milli < shape.cpu_milli or memory_mib < shape.memory_mib:
         return False
     if len(devices) != (shape.gpus or (1 if shape.gpu_milli else 0)):
         return False
     if not devices:
         return True
     n_devices = len(nodes.nodes[row].gpus)
-    if len(set(devices)) < len(devices) or not all(0 <= d < n_devices for d in devices):
+    if len(set(devices)) < len(devices) or min(devices) < 0 or max(devices) >= n_devices:
         return False
-    index = list(devices)
-    amount, memory_mib = per_device(shape, int(nodes.device_memory_mib[row]))
-    return bool(
-        (nodes.device_free[row, index] >= amount).all()
-        and (nodes.device_memory_free[row, index] >= memory_mib).all()
-    )
+    amount, device_mib = per_device(shape, nodes.device_memory_mib.item(row))
+    left, memory_left = nodes.device_free[row].tolist(), nodes.device_memory_free[row].tolist()
+    return all(left[d] >= amount and memory_left[d] >= device_mib for d in devices)
 
 
 def can_join(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...]) -> bool:
@@ -190,22 +188,25 @@ def give(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...]) -
 def _book(
     nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...], *, sign: int
 ) -> None:
+    # Plain integers, cell by cell: numpy is slow on the handful of devices that a node has.
     free = nodes.free[row]
-    free[CPU] -= sign * shape.cpu_milli
-    free[MEMORY] -= sign * shape.memory_mib
+    cpu_milli, memory_mib, _, _ = free.tolist()
+    free[CPU] = cpu_milli - sign * shape.cpu_milli
+    free[MEMORY] = memory_mib - sign * shape.memory_mib
     nodes.n_tasks[row] += sign
-    if devices:
-        amount, memory_mib = per_device(shape, int(nodes.device_memory_mib[row]))
-        nodes.n_by_width[row, width_of(shape)] += sign
-        # Plain integers: a node has a handful of devices, and numpy is slow on so few.
-        used = nodes.device_used[row].tolist()
-        memory_free = nodes.device_memory_free[row].tolist()
-        for device in devices:
-            used[device] += sign * amount
-            memory_free[device] -= sign * memory_mib
-        nodes.device_used[row] = used
-        nodes.device_memory_free[row] = memory_free
-        _count(nodes, row, used)
+    if not devices:
+        return
+    amount, device_mib = per_device(shape, nodes.device_memory_mib.item(row))
+    nodes.n_by_width[row, width_of(shape)] += sign
+    used, memory_free = nodes.device_used[row], nodes.device_memory_free[row]
+    left, is_healthy = nodes.device_free[row], nodes.is_healthy[row]
+    for device in devices:
+        taken = used.item(device) + sign * amount
+        used[device] = taken
+        memory_free[device] = memory_free.item(device) - sign * device_mib
+        if is_healthy.item(device):
+            left[device] = max(MILLI - taken, 0)
+    _sum_up(free, left.tolist())
 
 
 def width_of(shape: Shape) -> int:
@@ -222,14 +223,14 @@ def per_device(shape: Shape, device_memory_mib: int) -> tuple[int, int]:
 
 def count_devices(nodes: NodeColumns, row: int) -> None:
     """Derive what the node's devices can still give from what is taken and healthy."""
-    _count(nodes, row, nodes.device_used[row].tolist())
-
-
-def _count(nodes: NodeColumns, row: int, used: list[int]) -> None:
-    devices = zip(nodes.is_healthy[row].tolist(), used, strict=True)
-    left = [max(MILLI - taken, 0) if is_healthy else 0 for is_healthy, taken in devices]
+    used, is_healthy = nodes.device_used[row], nodes.is_healthy[row]
+    left = np.where(is_healthy, np.maximum(MILLI - used, 0), 0)
     nodes.device_free[row] = left
-    free = nodes.free[row]
+    _sum_up(nodes.free[row], left.tolist())
+
+
+def _sum_up(free: IntColumn, left: list[int]) -> None:
+    """Write what a node has of whole devices, and of one, to its row of `free`."""
     free[GPUS] = left.count(MILLI)
     free[FRACTION] = max(left, default=0)
 

@@ -1,7 +1,5 @@
 """What the end of a job, or of an array, means for those that wait for it."""
 
-from dataclasses import replace
-
 from scheduler.core.dump import OutcomeDump
 from scheduler.core.model import Dependency, DependencyKind, JobId, JobPhase
 from scheduler.core.records import JobRecord
@@ -36,8 +34,9 @@ def count_end(state: ClusterState, record: JobRecord, at_s: float) -> list[Outco
         if job_id is None:
             continue
         old = state.outcomes[job_id]
-        new = replace(
-            old,
+        new = OutcomeDump(
+            job_id=job_id,
+            n_elements=old.n_elements,
             n_ended=old.n_ended + 1,
             n_not_ok=old.n_not_ok + (record.phase is not JobPhase.SUCCEEDED),
             ended_at_s=at_s,

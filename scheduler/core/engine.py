@@ -93,12 +93,13 @@ class Engine:
                 refusal=Refusal.PRECONDITION,
                 message=str(impossible),
             )
-        finished = {record.id for record in changes.finished}
+        for record in changes.finished:
+            changes.jobs.pop(record.job.id, None)
         return Accepted(
             revision=state.revision,
             job_ids=changes.job_ids,
             is_repeat=changes.is_repeat,
-            changed=tuple(job_id for job_id in changes.jobs if job_id not in finished),
+            changed=tuple(changes.jobs),
             finished=tuple(changes.finished),
             starts=tuple(changes.starts),
             evictions=tuple(changes.evictions),

@@ -5,7 +5,7 @@ lives and dies together; a service (inference) replaces its replicas one by one.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from scheduler.core.dependencies import broken_by, count_end
 from scheduler.core.dump import OutcomeDump
@@ -71,10 +71,11 @@ class Lifecycle:
             record.yields_to = 0
             record.reason = ""
             self._move(record, JobPhase.RUNNING, "")
-        fresh = {(task.id.role, task.id.index) for task in tasks}
-        for task_id, old in list(record.tasks.items()):
-            if old.phase.is_final and (task_id.role, task_id.index) in fresh:
-                del record.tasks[task_id]
+        if record.tasks:  # of a service: these take the places of some that ended
+            fresh = {(task.id.role, task.id.index) for task in tasks}
+            for task_id, old in list(record.tasks.items()):
+                if old.phase.is_final and (task_id.role, task_id.index) in fresh:
+                    del record.tasks[task_id]
         for task in tasks:
             self._state.bind(record, task)
         nodes = ", ".join(dict.fromkeys(task.node for task in tasks))
@@ -85,7 +86,7 @@ class Lifecycle:
     def task_started(self, record: JobRecord, task: Task) -> None:
         """Note that a task's process runs."""
         started_at_s = max(self._at_s, task.bound_at_s)
-        self._move_task(record, task, TaskPhase.RUNNING, started_at_s=started_at_s)
+        self._move_task(record, task, task.moved(TaskPhase.RUNNING, started_at_s=started_at_s))
         record.revision = self._state.revision
         self._state.sync_tasks(record)
         self._changes.jobs[record.id] = None
@@ -107,29 +108,28 @@ class Lifecycle:
             phase = TaskPhase.STOPPED
         else:
             phase = TaskPhase.SUCCEEDED if exit_code == 0 else TaskPhase.FAILED
-        ended = self._move_task(
-            record,
-            task,
+        ended = task.moved(
             phase,
             ended_at_s=max(self._at_s, task.bound_at_s, task.started_at_s),
             exit_code=exit_code,
             signal=signal,
             reason=reason,
         )
-        self._state.release(record, task)
-        shape = self._state.shape(record, task)
+        self._move_task(record, task, ended)
+        node = self._state.release(record, task)
         held_s = ended.ended_at_s - ended.bound_at_s
-        record.gpu_s_before += shape.total_gpu_milli / MILLI * held_s
-        node = self._state.node(task.node)
-        if shape.total_gpu_milli and held_s > 0 and node is not None:
+        gpu_s = record.shape_of(task).total_gpu_milli / MILLI * held_s
+        if gpu_s:
+            record.gpu_s_before += gpu_s
+            is_shared = bool(record.job.spec.shared_throughputs)
             stint = Stint(
                 gpu_type=node.gpu_type,
-                gpu_s=shape.total_gpu_milli / MILLI * held_s,
+                gpu_s=gpu_s,
                 from_s=ended.bound_at_s,
                 until_s=ended.ended_at_s,
+                node=task.node if is_shared else None,
+                devices=task.devices if is_shared else (),
             )
-            if record.job.spec.shared_throughputs:
-                stint = replace(stint, node=task.node, devices=task.devices)
             record.received = record.received.plus(stint)
         record.note(self._at_s, f"{task.id} {phase}{_how(ended)}")
         if record.job.spec.kind is JobKind.INFERENCE:
@@ -297,7 +297,7 @@ class Lifecycle:
     def _ask(self, record: JobRecord, tasks: list[Task], cause: StopCause, why: str) -> None:
         asked = [task for task in tasks if task.phase is not TaskPhase.STOPPING]
         for task in asked:
-            self._move_task(record, task, TaskPhase.STOPPING, stop_cause=cause)
+            self._move_task(record, task, task.moved(TaskPhase.STOPPING, stop_cause=cause))
         if asked:
             self._changes.evictions.append(
                 Eviction(
@@ -323,8 +323,7 @@ class Lifecycle:
         if is_work_lost:
             saved_at_s = max(record.checkpoint_at_s, record.last_started_at_s)
             gpu_milli = sum(
-                self._state.shape(record, task).total_gpu_milli
-                for task in record.tasks.values()
+                record.shape_of(task).total_gpu_milli for task in record.tasks.values()
             )
             record.lost_gpu_s += gpu_milli / MILLI * max(at_s - saved_at_s, 0.0)
 
@@ -390,17 +389,10 @@ class Lifecycle:
         record.phase = phase
         record.note(self._at_s, f"{phase}: {why}" if why else str(phase))
 
-    def _move_task(
-        self,
-        record: JobRecord,
-        task: Task,
-        phase: TaskPhase,
-        **changes: object,
-    ) -> Task:
-        check_task_move(str(task.id), task.phase, phase, history=record.history)
-        moved = replace(task, phase=phase, **changes)  # type: ignore[arg-type]
+    @staticmethod
+    def _move_task(record: JobRecord, task: Task, moved: Task) -> None:
+        check_task_move(task.id, task.phase, moved.phase, history=record.history)
         record.tasks[task.id] = moved
-        return moved
 
     def publish(self, record: JobRecord) -> None:
         """Publish the record: its revision, its row, and that its view changed."""
@@ -416,7 +408,7 @@ def starts_of(state: ClusterState, record: JobRecord, tasks: list[Task]) -> list
     for task in tasks:
         master = state.node(masters.get(task.id.attempt, task.node))
         address = master.address if master is not None else ""
-        starts.append(Start(task=task, job=record.job, master_address=address))
+        starts.append(Start(task, record.job, address))
     return starts
 
 

@@ -7,6 +7,7 @@ accepts of it comes back as an `Accepted` outcome and goes to the executor.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,8 +186,7 @@ class Plan:
         return not self.placements and not self.evictions and not self.resizes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class Start(NamedTuple):
     """Everything an executor needs to start, or to find again, one task."""
 
     task: Task
@@ -194,8 +194,7 @@ class Start:
     master_address: str  # of the node of rank 0 in the task's gang
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
+class Accepted(NamedTuple):
     """The event was applied. Says what followed from it, for whoever asked or listens."""
 
     revision: int

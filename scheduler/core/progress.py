@@ -129,24 +129,29 @@ def _may_resize(record: JobRecord, resize: Resize) -> bool:
 
 
 def _is_wanted(state: ClusterState, record: JobRecord, placement: Placement) -> bool:
-    members = [(b.task.role, b.task.index) for b in placement.binds]
-    attempt = record.attempt + 1
-    if len(set(members)) < len(members) or any(
-        b.task.attempt != attempt or b.task.job != record.id for b in placement.binds
-    ):
-        return False
-    roles = {role.name: role for role in record.job.spec.roles}
-    most = {r.name: r.max_count if record.job.spec.elastic else r.count for r in roles.values()}
-    if any(r not in roles or not 0 <= i < most[r] for r, i in members):
+    """Return whether the job may have these tasks, wherever they are."""
+    spec, attempt = record.job.spec, record.attempt + 1
+    roles = {role.name: role for role in spec.roles}
+    bound = dict.fromkeys(roles, 0)
+    members = set()
+    for bind in placement.binds:
+        task = bind.task
+        role = roles.get(task.role)
+        if role is None or task.attempt != attempt or task.job != record.id:
+            return False
+        if not 0 <= task.index < (role.max_count if spec.elastic else role.count):
+            return False
+        bound[task.role] += 1
+        members.add((task.role, task.index))
+    if len(members) < len(placement.binds):
         return False
     if record.phase is JobPhase.PENDING:
-        bound = {name: sum(r == name for r, _ in members) for name in roles}
         return not state.n_unmet.get(record.id) and all(
             bound[name] >= role.min_count for name, role in roles.items()
         )
-    is_service = record.job.spec.kind is JobKind.INFERENCE
+    is_service = spec.kind is JobKind.INFERENCE
     live = {(t.id.role, t.id.index) for t in record.live_tasks()}
-    return is_service and record.phase is JobPhase.RUNNING and not live & set(members)
+    return is_service and record.phase is JobPhase.RUNNING and not live & members
 
 
 def _task_of(

@@ -7,6 +7,7 @@ event that finished it and never changes again.
 
 from dataclasses import dataclass, field, replace
 
+from scheduler.core.errors import InvariantError
 from scheduler.core.model import (
     MILLI,
     Job,
@@ -14,6 +15,7 @@ from scheduler.core.model import (
     JobPhase,
     Node,
     NodeName,
+    Shape,
     StopCause,
     Task,
     TaskId,
@@ -48,6 +50,8 @@ class Received:
 
     def plus(self, stint: Stint) -> "Received":
         """Return this and what a task had that ended now."""
+        if not self.stints:  # most jobs run once, in one task
+            return Received(gpu_s=((stint.gpu_type, stint.gpu_s),), stints=(stint,))
         totals = dict(self.gpu_s)
         totals[stint.gpu_type] = totals.get(stint.gpu_type, 0.0) + stint.gpu_s
         kept = []
@@ -129,10 +133,17 @@ class JobRecord:
         """Return the tasks that hold resources."""
         return [task for task in self.tasks.values() if not task.phase.is_final]
 
+    def shape_of(self, task: Task) -> Shape:
+        """Return what a task of the job asks of its node."""
+        name = task.id.role
+        for role in self.job.spec.roles:
+            if role.name == name:
+                return role.shape
+        raise InvariantError(f"task {task.id} has no role in its job", self.history)
+
     def held_gpu_milli(self) -> int:
         """Return the GPU held right now, in thousandths of a device."""
-        shapes = {role.name: role.shape for role in self.job.spec.roles}
-        return sum(shapes[task.id.role].total_gpu_milli for task in self.live_tasks())
+        return sum([self.shape_of(task).total_gpu_milli for task in self.live_tasks()])
 
     def ran_s(self, now_s: float) -> float:
         """Return how long the job has been running over all its attempts."""
@@ -141,9 +152,8 @@ class JobRecord:
 
     def gpu_s(self, now_s: float) -> float:
         """Return the GPU-seconds held so far, those of live tasks included."""
-        shapes = {role.name: role.shape for role in self.job.spec.roles}
         live_gpu_milli_s = sum(
-            shapes[task.id.role].total_gpu_milli * (now_s - task.bound_at_s)
+            self.shape_of(task).total_gpu_milli * (now_s - task.bound_at_s)
             for task in self.live_tasks()
         )
         return self.gpu_s_before + live_gpu_milli_s / MILLI

@@ -208,7 +208,7 @@ class ClusterState:
         """Write the record's dynamic state to the table."""
         jobs, row = self._jobs(), self._row_of[record.id]
         spec = record.job.spec
-        live = tuple(t for t in record.tasks.values() if not t.phase.is_final)
+        live = tuple(record.live_tasks())
         is_running = record.phase is JobPhase.RUNNING
         jobs.tasks[row] = live
         jobs.received[row] = record.received
@@ -217,7 +217,7 @@ class ClusterState:
         jobs.yields_to[row] = record.yields_to
         jobs.n_unmet[row] = self.n_unmet.get(record.id, 0)
         jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
-        jobs.n_stopping[row] = sum(t.phase is TaskPhase.STOPPING for t in live)
+        jobs.n_stopping[row] = [task.phase for task in live].count(TaskPhase.STOPPING)
         jobs.gpu_milli[row] = record.held_gpu_milli() if live else 0
         jobs.is_divisible[row] = is_running and has_spare(record, live)
         jobs.may_resize_at_s[row] = may_resize_at_s(record)
@@ -229,16 +229,14 @@ class ClusterState:
         jobs.pending_since_s[row] = record.pending_since_s
         jobs.started_at_s[row] = record.last_started_at_s
         jobs.checkpoint_at_s[row] = record.checkpoint_at_s
+        has_deadline = is_running and spec.time_limit_s
         jobs.deadline_at_s[row] = (
-            record.last_started_at_s + spec.time_limit_s
-            if is_running and spec.time_limit_s
-            else NEVER_S
+            record.last_started_at_s + spec.time_limit_s if has_deadline else NEVER_S
         )
 
     def sync_tasks(self, record: JobRecord) -> None:
         """Write the record's live tasks to the table, after one of them began to run."""
-        live = tuple([t for t in record.tasks.values() if not t.phase.is_final])
-        self._jobs().tasks[self._row_of[record.id]] = live
+        self._jobs().tasks[self._row_of[record.id]] = tuple(record.live_tasks())
 
     def is_overdue(self, record: JobRecord, at_s: float) -> bool:
         """Return whether a running job is at its time limit."""
@@ -280,38 +278,38 @@ class ClusterState:
 
     def bind(self, record: JobRecord, task: Task) -> None:
         """Give a task its place. The caller has checked that it fits."""
-        nodes = self._nodes()
+        nodes, shape = self._nodes(), record.shape_of(task)
         row = nodes.row_of[task.node]
-        capacity.take(nodes, row, self.shape(record, task), task.devices)
+        capacity.take(nodes, row, shape, task.devices)
         self._log.node_rows.append(row)
         self._log.job_rows.append(self._row_of[record.id])
-        self._use(record, task, sign=1)
+        self._use(record, shape, nodes.nodes[row], sign=1)
         self.tasks_on[task.node][task.id] = None
         record.tasks[task.id] = task
 
-    def release(self, record: JobRecord, task: Task) -> None:
-        """Give the place of a task that has ended back."""
-        nodes = self._nodes()
+    def release(self, record: JobRecord, task: Task) -> Node:
+        """Give the place of a task that has ended back; return its node."""
+        nodes, shape = self._nodes(), record.shape_of(task)
         row = nodes.row_of[task.node]
-        capacity.give(nodes, row, self.shape(record, task), task.devices)
+        capacity.give(nodes, row, shape, task.devices)
         self._log.node_rows.append(row)
         self._log.job_rows.append(self._row_of[record.id])
-        self._use(record, task, sign=-1)
+        node = nodes.nodes[row]
+        self._use(record, shape, node, sign=-1)
         del self.tasks_on[task.node][task.id]
+        return node
 
-    def _use(self, record: JobRecord, task: Task, *, sign: int) -> None:
+    def _use(self, record: JobRecord, shape: Shape, node: Node, *, sign: int) -> None:
         """Count what a task takes as used by its queue, or no longer."""
-        nodes = self._node_table
-        shape = self.shape(record, task)
         queue = self.queue_number[record.job.spec.queue]
         used = self._queue_used[queue]
         self.usage.advance(queue, used, self.now_s)
         used[CPU] += sign * shape.cpu_milli
         used[MEMORY] += sign * shape.memory_mib
-        if shape.total_gpu_milli:
-            gpu_type = nodes.nodes[nodes.row_of[task.node]].gpu_type
-            used[GPU] += sign * shape.total_gpu_milli
-            used[self._gpu_types[gpu_type]] += sign * shape.total_gpu_milli
+        gpu_milli = sign * shape.total_gpu_milli
+        if gpu_milli:
+            used[GPU] += gpu_milli
+            used[self._gpu_types[node.gpu_type]] += gpu_milli
 
     def fits(self, record: JobRecord, task: Task, *, beside: JobRecord | None = None) -> bool:
         """Return whether the task's place is open to it and has what it needs.
@@ -322,7 +320,7 @@ class ClusterState:
         row = nodes.row_of.get(task.node)
         if row is None:
             return False
-        shape = self.shape(record, task)
+        shape = record.shape_of(task)
         is_open = nodes.is_up[row] and not nodes.is_cordoned[row] and not nodes.is_draining[row]
         if not is_open or not nodes.static_fit(shape)[row]:
             return False
@@ -336,29 +334,24 @@ class ClusterState:
         )
 
     def fit_together(self, record: JobRecord, tasks: list[Task]) -> bool:
-        """Return whether all the tasks' places hold at once; they are tried and undone."""
-        if len(tasks) == 1:
-            return self.fits(record, tasks[0])
+        """Return whether all the tasks' places hold at once.
+
+        Tasks that share a node are tried and undone; those with one each do not need that.
+        """
+        if len({task.node for task in tasks}) == len(tasks):
+            return all(self.fits(record, task) for task in tasks)
         nodes = self._nodes()
         tried: list[Task] = []
         for task in tasks:
             if not self.fits(record, task):
                 break
             row = nodes.row_of[task.node]
-            capacity.take(nodes, row, self.shape(record, task), task.devices)
+            capacity.take(nodes, row, record.shape_of(task), task.devices)
             tried.append(task)
         for task in tried:
             row = nodes.row_of[task.node]
-            capacity.give(nodes, row, self.shape(record, task), task.devices)
+            capacity.give(nodes, row, record.shape_of(task), task.devices)
         return len(tried) == len(tasks)
-
-    @staticmethod
-    def shape(record: JobRecord, task: Task) -> Shape:
-        """Return what the task asks of its node."""
-        for role in record.job.spec.roles:
-            if role.name == task.id.role:
-                return role.shape
-        raise InvariantError(f"task {task.id} has no role in its job", record.history)
 
     # Nodes
 
@@ -423,10 +416,12 @@ class ClusterState:
             self.records[task_id.job].tasks[task_id] for task_id in self.tasks_on[node.name]
         ]
         for task in tasks:
-            self._use(self.records[task.id.job], task, sign=-1)
+            record = self.records[task.id.job]
+            self._use(record, record.shape_of(task), old, sign=-1)
         nodes.nodes[row] = node
         for task in tasks:
-            self._use(self.records[task.id.job], task, sign=1)
+            record = self.records[task.id.job]
+            self._use(record, record.shape_of(task), node, sign=1)
         nodes.kind[row] = self._kind(nodes, node)
         nodes.price_usd_per_h[row] = node.price_usd_per_h
         nodes.free[row, CPU] += node.cpu_milli - old.cpu_milli
@@ -653,7 +648,7 @@ class ClusterState:
         nodes, n_columns = self._node_table, len(self._columns)
         total = np.zeros(n_columns, np.int64)
         for task in tasks:
-            shape = self.shape(record, task)
+            shape = record.shape_of(task)
             gpu_type = nodes.nodes[nodes.row_of[task.node]].gpu_type
             column = (
                 FIRST_TYPE + list(self.tree.gpu_types).index(gpu_type)

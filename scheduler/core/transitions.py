@@ -59,7 +59,7 @@ def check_job_move(
 
 
 def check_task_move(
-    subject: str, old: TaskPhase, new: TaskPhase, *, history: Sequence[object] = ()
+    subject: object, old: TaskPhase, new: TaskPhase, *, history: Sequence[object] = ()
 ) -> None:
     """Raise InvalidTransition, with the job's history, unless the table allows the move."""
     if new not in TASK_MOVES[old]:

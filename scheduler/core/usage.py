@@ -30,8 +30,10 @@ class UsageAverages:
 
     def advance(self, queue: int, used: IntColumn, now_s: float) -> None:
         """Bring a queue's average to now, before what it uses changes."""
+        if not self.half_life_s:
+            return
         passed_s = now_s - self.at_s[queue]
-        if self.half_life_s and passed_s > 0.0:
+        if passed_s > 0.0:
             kept = np.exp2(-passed_s / self.half_life_s)
             self.average[queue] = used + (self.average[queue] - used) * kept
             self.at_s[queue] = now_s
