@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from cluster_testing import Cluster
 
@@ -189,3 +190,54 @@ class TestCommit:
         self.plan = second
         assert self.planned(cluster) == []
         cluster.validate()
+
+
+class Anybody:
+    """Lets every waiting job that may share join the first running one, fit or not."""
+
+    def __call__(self, snapshot: Snapshot) -> Round:
+        jobs = snapshot.jobs
+        running = snapshot.running_rows().tolist()
+        beside = {}
+        for row in snapshot.waiting_rows().tolist():
+            profile = snapshot.job_at(row).spec.profile
+            others = [
+                r for r in running if snapshot.job_at(r).spec.speed_beside(profile, "V100")
+            ]
+            if profile and others:
+                beside[row] = others[jobs.sequence[row] % len(others)]
+        return Round(order=highest_priority, may_preempt=lower_priority, beside=beside)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_stories_with_priorities_keep_their_books(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    cluster = Cluster(replace(policy_named("priority"), rounds=Anybody()))
+    cluster.add_nodes(2, gpus=3, gpu_type="V100", cpus=6)
+    n_shared = 0
+    for number in range(60):
+        kind = KINDS[int(draw.integers(3))]
+        about = {"priority": int(draw.integers(3)), "expected_run_s": 100.0 * draw.integers(3)}
+        match int(draw.integers(5)):
+            case 0:
+                cluster.submit(f"j{number}", gpus=0.5, **about)
+            case 1:
+                cluster.submit(f"j{number}", gpus=1, tasks=2, **about)
+            case _:
+                gpus = int(draw.integers(1, 3))
+                submit(cluster, f"j{number}", kind, gpus=gpus, **about)
+        decided = cluster.cycle()
+        joined = [p.job_id for p in decided.plan.placements if p.beside is not None]
+        n_shared += sum(job_id not in decided.outcome.stale for job_id in joined)
+        cluster.validate()
+        cluster.run_all()
+        cluster.advance(30.0)
+        if draw.random() < 0.7:
+            cluster.let_go()
+        running = [r for r in cluster.engine.jobs() if r.phase == "running"]
+        if running and draw.random() < 0.5:
+            cluster.end(cluster.names[running[int(draw.integers(len(running)))].id])
+        if draw.random() < 0.1:
+            cluster.health("node-0", bad_gpus=[int(draw.integers(3))])
+        cluster.validate()
+    assert n_shared > 5
