@@ -1,14 +1,12 @@
 """Estimates and expected starts at the edge: the wire, job files, configuration, commands."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli_testing import NOW_S, FakeCluster, fake_cluster, job, lepton
 from rpc_testing import message_of, serving, spec_of, until
 
-from policies.registry import policy_named
 from scheduler.cli.daemon import policy_for
 from scheduler.config import DaemonConfig, parse_config
 from scheduler.core.errors import InvalidInput
@@ -122,7 +120,9 @@ def test_the_configuration_chooses_who_may_pass() -> None:
     policy = policy_for(parse_config(text, "lepton.yaml", folder=Path("/work")))
     assert policy.backfill is Backfilling.CONSERVATIVE
     assert (policy.backfill_depth, policy.patience_s, policy.starvation_s) == (3, 60, 600)
-    assert policy_for(DaemonConfig()) == replace(policy_named("priority"), defragments=True)
+    default = policy_for(DaemonConfig())
+    assert (default.name, default.backfill) == ("lepton", Backfilling.EASY)
+    assert default.defragments
 
 
 def test_a_kind_of_backfill_that_is_none_is_refused() -> None:

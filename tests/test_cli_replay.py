@@ -29,7 +29,7 @@ def exported(cluster: Cluster, folder: Path) -> Path:
 @pytest.fixture
 def week(tmp_path: Path) -> Path:
     """A long job, then a short one that waited for it, on one node of two GPUs."""
-    cluster = Cluster()
+    cluster = Cluster("priority")
     node = node_of("a", gpus=2, gpu_type="A100")
     node = replace(node, pool="mine", price_usd_per_h=7.2)
     cluster.observe(NodeRegistered(at_s=cluster.now_s, node=node))

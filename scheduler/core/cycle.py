@@ -230,9 +230,7 @@ class _Cycle:
         # None: no queue is guaranteed anything, limited, bound, or weighs more than another.
         self._quotas = Quotas(snapshot) if snapshot.tree.is_governed else None
         if self._quotas is not None:
-            self._reclaim = Reclaim(
-                self._draft, self._quotas, policy.may_preempt, are_equals_alike=are_alike
-            )
+            self._reclaim = Reclaim(self._draft, self._quotas, policy.may_preempt)
         self._shrinking = Shrinking(
             self._draft,
             self._quotas,

@@ -132,10 +132,7 @@ class Preemption:
         if known is None:
             snapshot = self._draft.snapshot
             game = self._rule(snapshot, row, self._game())
-            if self._are_equals_alike:
-                known = ceilings_of(snapshot.jobs.priority[game])
-            else:
-                known = [ANY_PRIORITY] if len(game) else []
+            known = ceilings_of(snapshot.jobs.priority[game])
             self._priorities[right] = known
         lowest = self._lowest.get(right)
         return known if lowest is None else [c for c in known if c >= lowest]

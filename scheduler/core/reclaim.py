@@ -46,10 +46,7 @@ class Reclaim:
         draft: Draft,
         quotas: Quotas,
         rule: PreemptionRule,
-        *,
-        are_equals_alike: bool = True,
     ) -> None:
-        self._are_equals_alike = are_equals_alike  # else the rule looks at jobs
         self._draft = draft
         self._quotas = quotas
         self._rule = rule
@@ -71,9 +68,7 @@ class Reclaim:
         fair_game = self._fair_game
         fair_game = fair_game[~draft.is_evicted[fair_game] & draft.is_clear()[fair_game]]
         priority = draft.snapshot.jobs.priority
-        ceilings = [ANY_PRIORITY]
-        if self._are_equals_alike:
-            ceilings = ceilings_of(priority[by_policy]) or ceilings
+        ceilings = ceilings_of(priority[by_policy]) or [ANY_PRIORITY]
         for ceiling in ceilings:
             gone = self._found(row, wants, by_policy & (priority <= ceiling), fair_game)
             if gone:
