@@ -5,10 +5,11 @@ step sees what the steps before it decided:
 
 1. stop what must stop: time limits, drained nodes;
 2. let gangs go on that were stopped to be resized (`elastic`);
-3. in the policy's order, for each waiting job: start it on what is free; or hold its place on
+3. in a tree of queues, let those have their places first for whom others stopped;
+4. in the policy's order, for each waiting job: start it on what is free; or hold its place on
    what others are giving up; or shrink others for it (`shrinking`); or stop others; or keep
    places for it until it fits (`backfill`) and say why it waits;
-4. let elastic jobs grow into what nobody who waits could use.
+5. let elastic jobs grow into what nobody who waits could use.
 """
 
 from collections.abc import Container, Iterable, Sequence
@@ -45,12 +46,12 @@ from scheduler.core.placement import (
 )
 from scheduler.core.plan import Cause, Eviction, Placement, Plan, Resize, Unplaced
 from scheduler.core.ports import Policy
-from scheduler.core.preemption import Preemption, Victim
+from scheduler.core.preemption import Preemption
 from scheduler.core.queue_policies import round_of
 from scheduler.core.queue_turns import Turns
 from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.reasons import why_not_yet, why_unplaced
-from scheduler.core.reclaim import Reclaim
+from scheduler.core.reclaim import Reclaim, Room
 from scheduler.core.shrinking import Cut, Shrinking
 from scheduler.core.sizes import resized, wants_sized
 from scheduler.core.snapshot import PHASE_CODE, FloatColumn, Rows, Snapshot
@@ -220,6 +221,7 @@ class _Cycle:
         self._placements: list[Placement] = []
         self._evictions: list[Eviction] = []
         self._resizes: list[Resize] = []
+        self._makes_room_for: dict[JobId, None] = {}
         self._n_stops = 0  # jobs of which anything was asked to stop, time and again
         self._unplaced: dict[JobId, Unplaced] = {}
         # Equal gangs fail alike, and what is free only shrinks within a cycle: what failed once
@@ -279,6 +281,7 @@ class _Cycle:
             placements=tuple(self._placements),
             evictions=tuple(self._evictions),
             resizes=tuple(self._resizes),
+            makes_room_for=tuple(self._makes_room_for),
             unplaced=self._unplaced if self._gives_reasons else {},
             expected_start_at_s=self._backfill.expected_start_at_s(),
             wake_at_s=self._wake_at_s(),
@@ -307,6 +310,9 @@ class _Cycle:
     # Serving the waiting
 
     def _serve(self, rows: Rows) -> None:
+        if self._quotas is not None:
+            for row in rows[self._snapshot.jobs.goes_first[rows]].tolist():
+                self._serve_first(row)
         ends_s = self._backfill.ends_s(rows)
         listed = _Listed(self._snapshot, rows, ends_s=ends_s, joining=self._beside)
         if self._quotas is None:
@@ -315,6 +321,21 @@ class _Cycle:
         turns = Turns(self._quotas, rows) if self._quotas.tree.has_shares else range(len(rows))
         for place in turns:
             self._serve_one(listed, place)
+
+    def _serve_first(self, row: int) -> None:
+        """Give a job the places that others left for it, before anybody else may have them."""
+        assert self._quotas is not None
+        if self._draft.is_ending[row] or row in self._seated:
+            return
+        self._draft.enter(float(self._backfill.ends_s(np.array([row]))[0]))
+        _, wants = self._wanted(row, int(self._snapshot.jobs.gang[row]))
+        admitted = self._quotas.admit(row, wants, is_now=True)
+        if not isinstance(admitted, Excess) and self._start(row, admitted) is None:
+            self._seated.add(row)
+            return
+        admitted = self._quotas.admit(row, wants, is_now=False)
+        if not isinstance(admitted, Excess) and self._hold(row, admitted):
+            self._seated.add(row)
 
     def _serve_in_order(self, listed: "_Listed") -> None:
         """Serve all, but for those who see what others like them failed on: these are left."""
@@ -571,13 +592,13 @@ class _Cycle:
         if self._quotas is not None and self._reclaim.must_wait(row):
             return False
         cuts = self._shrinking.make_room(row, wants) or self._shrinking.make_room_besides(
-            row, wants, lambda: self._evict_besides(row, wants)
+            row, wants, lambda cut: self._evict_besides(row, wants, cut)
         )
         if cuts is None:
-            return self._evict_for(row, wants)
+            return self._evict_for(row, wants) is not None
         for other, cut in cuts.items():
             self._cut(other, cut, self._snapshot.job_at(row).id)
-        self._wait_for_release(row)
+        self._await_room(row)
         return True
 
     def _cut(self, row: int, cut: Cut, asker: JobId) -> None:
@@ -597,26 +618,36 @@ class _Cycle:
             )
         )
 
-    def _evict_besides(self, row: int, wants: tuple[Want, ...]) -> bool:
+    def _evict_besides(
+        self, row: int, wants: tuple[Want, ...], cut: Sequence[int]
+    ) -> Room | None:
         self._preemption.forget()
-        has_victims = self._evict_for(row, wants)
+        room = self._evict_for(row, wants, cut)
         self._preemption.forget()
-        return has_victims
+        return room
 
-    def _evict_for(self, row: int, wants: tuple[Want, ...]) -> bool:
-        victims: Sequence[Victim]
+    def _evict_for(
+        self, row: int, wants: tuple[Want, ...], cut: Sequence[int] = ()
+    ) -> Room | None:
+        room: Room | None
         if self._quotas is None:
             victims = self._preemption.make_room(row, wants)
+            room = Room(victims) if victims else None
         else:
-            victims = self._reclaim.make_room(row, wants)
-        job_id = self._snapshot.job_at(row).id
-        for victim in victims:
-            self._evict(
-                victim.row, victim.tasks, StopCause.PREEMPTED, f"makes room for {job_id}"
-            )
-        if victims:
-            self._wait_for_release(row)
-        return bool(victims)
+            room = self._reclaim.make_room(row, wants, cut)
+        if room is None:
+            return None
+        why = f"makes room for {self._snapshot.job_at(row).id}"
+        for victim in room.victims:
+            self._evict(victim.row, victim.tasks, StopCause.PREEMPTED, why)
+        self._await_room(row)
+        return room
+
+    def _await_room(self, row: int) -> None:
+        """Have a job wait for others to stop, and go first when they have."""
+        self._wait_for_release(row)
+        if self._quotas is not None:
+            self._makes_room_for[self._snapshot.job_at(row).id] = None
 
     def _wait_for_release(self, row: int) -> None:
         self._unplaced[self._snapshot.job_at(row).id] = Unplaced(

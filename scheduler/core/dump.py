@@ -41,6 +41,7 @@ class JobDump:
     received: Received = NOTHING_RECEIVED
     lost_gpu_s: float = 0.0
     yields_to: int = 0
+    goes_first: bool = False
     reason: str = ""
     exit_code: int | None = None
     history: tuple[str, ...] = ()

@@ -165,6 +165,7 @@ class PlanCommitted:
     # versions that did not look replay as they did then.
     minds_queues: bool = False
     resizes: tuple[Resize, ...] = ()
+    makes_room_for: tuple[JobId, ...] = ()  # those go first until they start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +216,7 @@ def commit_of(plan: Plan, at_s: float) -> PlanCommitted:
         evictions=plan.evictions,
         resizes=plan.resizes,
         minds_queues=True,
+        makes_room_for=plan.makes_room_for,
     )
 
 

@@ -58,6 +58,7 @@ class Lifecycle:
     def start(self, record: JobRecord, tasks: list[Task]) -> None:
         """Bind the tasks of one placement, of a pending job or of a service that lacks some."""
         record.attempt += 1
+        record.goes_first = False
         if record.phase is JobPhase.RUNNING and _exceeds_wish(record, tasks):
             self._note_resize(record)
         if record.phase is JobPhase.PENDING:
@@ -240,6 +241,11 @@ class Lifecycle:
         record.reason = why or f"{cause}".replace("_", " ")
         self._stop(record, live, cause, then, why)
 
+    def await_room(self, record: JobRecord) -> None:
+        """Note that others make room for a job: it goes first until it starts."""
+        record.goes_first = True
+        self.publish(record)
+
     def stop(self, record: JobRecord, cause: StopCause, then: JobPhase, reason: str) -> None:
         """End whatever the job does and take it to `then`, at once if it holds nothing."""
         record.reason = reason
@@ -338,6 +344,8 @@ class Lifecycle:
             self._move(record, phase, reason)
         if phase is JobPhase.PENDING:
             record.pending_since_s = at_s
+        else:
+            record.goes_first = False
         record.reason = reason
         if phase.is_final:  # its row goes, so there is nothing to write there
             record.revision = self._state.revision

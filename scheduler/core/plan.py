@@ -172,6 +172,8 @@ class Plan:
     placements: tuple[Placement, ...] = ()
     evictions: tuple[Eviction, ...] = ()
     resizes: tuple[Resize, ...] = ()
+    makes_room_for: tuple[JobId, ...] = ()
+    """In a tree of queues, who others stop or shrink for: they go first until they start."""
     unplaced: Mapping[JobId, Unplaced] = field(default_factory=dict)
     expected_start_at_s: Mapping[JobId, float] = field(default_factory=dict)
     wake_at_s: float | None = None  # when time alone would change the decision

@@ -38,6 +38,10 @@ def plan_committed(
         if asked:
             yields_to = gaining.job.sequence if gaining is not None else 0
             life.evict(record, asked, eviction.cause, eviction.detail, yields_to=yields_to)
+    for job_id in event.makes_room_for:
+        record = state.records.get(job_id)
+        if record is not None and _waits(record):
+            life.await_room(record)
     for resize in event.resizes:
         record = state.records.get(resize.job_id)
         if record is None or not _may_resize(record, resize):
@@ -54,6 +58,12 @@ def plan_committed(
             changes.stale.append(placement.job_id)
         else:
             life.start(record, tasks)
+
+
+def _waits(record: JobRecord) -> bool:
+    """Return whether a job may still be given places: it has not started, or is a service."""
+    is_service = record.job.spec.kind is JobKind.INFERENCE
+    return record.phase is JobPhase.PENDING or (is_service and record.phase is JobPhase.RUNNING)
 
 
 def _may_have(

@@ -150,38 +150,44 @@ class Quotas:
                 options.append((of_type, self.tree.gpu_types[column - FIRST_TYPE]))
         return options
 
-    def back_before(self, row: int, stopped: Iterable[int]) -> list[int]:
-        """Return which of the jobs, once they have stopped, would be served before the job.
+    def back_before(
+        self, row: int, others: Iterable[int], *, is_replica: bool = False
+    ) -> list[int]:
+        """Return which of the others would be served before the job, once they have stopped.
 
-        They would take the places that were freed for it, time and again.
+        They would take the places that were freed for it, or others of its queue's, time and
+        again. With `is_replica` they are services, of which a single replica has stopped.
         """
         if not self.tree.has_shares:
             return []
         mine, queue_of = self.rank(row), self.snapshot.jobs.queue
         first = []
-        for other in stopped:
-            theirs = self.rank(other, as_gang=True)
+        for other in others:
+            gang = self.snapshot.gangs[self.snapshot.jobs.gang[other]]
+            least = replicas_of_gang(gang) if is_replica else [least_of_gang(gang)]
+            options = [option for wants in least for option in self._options_of(wants)]
+            theirs = self._rank(int(queue_of[other]), options)
             is_at_home = queue_of[other] == queue_of[row]
             if not (mine < theirs or (is_at_home and mine == theirs)):
                 first.append(other)
         return first
 
-    def rank(self, row: int, *, as_gang: bool = False) -> Rank:
-        """Return what a job is owed as the later ledger stands: the less, the more urgent.
+    def rank(self, row: int) -> Rank:
+        """Return what a waiting job is owed as the later ledger stands: less is more urgent.
 
         Per level of its queue's path, the highest first: 0 to 3 if the queue there stays
         within its guarantee, by what counts most of what the job asks for and it guarantees: a
-        GPU type, GPUs, memory, CPUs; 4 if it would borrow. A running job is ranked as if
-        it had been stopped with `as_gang`.
+        GPU type, GPUs, memory, CPUs; 4 if it would borrow.
         """
-        nodes = self._ranked_nodes(int(self.snapshot.jobs.queue[row]))
+        queue = int(self.snapshot.jobs.queue[row])
+        if not any(self._ranked_nodes(queue)):
+            return OWED_NOTHING_AT_ALL
+        return self._rank(queue, self.options(row))
+
+    def _rank(self, queue: int, options: list[tuple[IntColumn, str | None]]) -> Rank:
+        nodes = self._ranked_nodes(queue)
         if not any(nodes):
             return OWED_NOTHING_AT_ALL
-        if as_gang:
-            gang = self.snapshot.gangs[self.snapshot.jobs.gang[row]]
-            options = self._options_of(least_of_gang(gang))
-        else:
-            options = self.options(row)
         used = self.later.used
         rows = [used[node].tolist() if promised else [] for node, promised in nodes]
         levels = [(have, promised) for have, (_, promised) in zip(rows, nodes, strict=True)]
@@ -252,17 +258,25 @@ class Quotas:
 
     def book(self, row: int, members: Iterable[Member], *, is_now: bool, sign: int = 1) -> None:
         """Charge a job's queue with the places it is given; with sign -1 undo that."""
+        queue, total = int(self.snapshot.jobs.queue[row]), sign * self._of_members(members)
+        if is_now:
+            self.now.add(queue, total)
+        if not is_now or self.later is not self.now:
+            self.later.add(queue, total)
+
+    def _of_members(self, members: Iterable[Member]) -> IntColumn:
         nodes, total = self.snapshot.nodes.nodes, np.zeros(self._n_columns, np.int64)
         for member in members:
             shape, gpu_type = member.want.shape, nodes[member.spot.row].gpu_type
             total[:FIRST_TYPE] += shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli
             if shape.total_gpu_milli and gpu_type in self._column_of:
                 total[self._column_of[gpu_type]] += shape.total_gpu_milli
-        queue, total = int(self.snapshot.jobs.queue[row]), sign * total
-        if is_now:
-            self.now.add(queue, total)
-        if not is_now or self.later is not self.now:
-            self.later.add(queue, total)
+        return total
+
+    def may_have(self, row: int, members: Iterable[Member]) -> bool:
+        """Return whether these places, not booked yet, are within all limits later."""
+        queue = int(self.snapshot.jobs.queue[row])
+        return self.later.over(queue, self._of_members(members)) is None
 
     def release(self, row: int, tasks: Sequence[Task], *, sign: int = -1) -> None:
         """Book tasks of a job as gone from the later ledger; with sign 1 undo that."""
@@ -446,6 +460,17 @@ class Claim:
             level[rows] = np.where(may, inherited, -1)
         return level
 
+    def reaches(self, row: int) -> bool:
+        """Return whether the queue of a row is the job's own, or lends what the job is owed."""
+        quotas, tree = self._quotas, self._quotas.tree
+        queue = int(quotas.snapshot.jobs.queue[row])
+        if queue == self._queue or not tree.has_shares:
+            return True
+        at = next(
+            self._on_path[node] for node in tree.paths[queue].tolist() if node in self._on_path
+        )
+        return bool(self._contested[at].any())
+
     def may_go(self, row: int, by_policy: BoolColumn) -> bool:
         """Return whether the job of a row may go besides those already booked as gone."""
         return self._may_lose(row, self._quotas.held(row), by_policy)
@@ -523,6 +548,11 @@ def least_of_gang(gang: Gang) -> tuple[Want, ...]:
         Want(r.name, r.shape, must=tuple(range(r.min_count)), may=(), near=r.near) for r in gang
     ]
     return tuple(want for want in wants if want.must)
+
+
+def replicas_of_gang(gang: Gang) -> list[tuple[Want, ...]]:
+    """Return one task of each role: what a service takes back first that gave some up."""
+    return [(Want(r.name, r.shape, must=(0,), may=(), near=r.near),) for r in gang]
 
 
 def least_of(wants: tuple[Want, ...]) -> tuple[Want, ...]:

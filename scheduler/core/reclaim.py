@@ -6,15 +6,15 @@ in the way; then, from the dearest on, whoever turns out not to be needed is spa
 not help is never stopped.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scheduler.core.draft import Draft, Space
 from scheduler.core.holdings import holdings_of
 from scheduler.core.model import MILLI, Shape
-from scheduler.core.placement import Shortfall, Want, could_place, hold_later
+from scheduler.core.placement import Member, Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
 from scheduler.core.preemption import (
     ANY_PRIORITY,
@@ -38,6 +38,15 @@ MOST_TRIES = 4
 """Searches for one job, each without those who would be served before it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What was found for a job by stopping others."""
+
+    victims: list[Victim]
+    members: Sequence[Member] = ()  # the places held for it, where queues rule
+    need: IntColumn | None = None  # with which it was owed them
+
+
 class Reclaim:
     """Whom the jobs of one cycle may stop, as far as queues allow."""
 
@@ -53,16 +62,18 @@ class Reclaim:
         self._fair_game = draft.snapshot.preemptible_rows()
         self._table: _Table | None = None  # made when somebody asks
 
-    def make_room(self, row: int, wants: tuple[Want, ...]) -> list[Victim]:
+    def make_room(
+        self, row: int, wants: tuple[Want, ...], cut: Sequence[int] = ()
+    ) -> Room | None:
         """Stop the cheapest jobs that let the gang of `row` start later, and hold its places.
 
         Of those whom the policy allows, the lowest priorities go first, as in `preemption`.
-        Returns the victims, booked as gone on the later books and in the later ledger, or none
-        if no set helps.
+        Services in `cut` are booked as having given replicas up for it. Returns the victims,
+        booked as gone on the later books and in the later ledger; None if no set helps.
         """
         draft = self._draft
         if self.must_wait(row):
-            return []
+            return None
         by_policy = np.zeros(len(draft.is_evicted), np.bool_)
         by_policy[self._rule(draft.snapshot, row, self._fair_game)] = True
         fair_game = self._fair_game
@@ -70,14 +81,21 @@ class Reclaim:
         priority = draft.snapshot.jobs.priority
         ceilings = ceilings_of(priority[by_policy]) or [ANY_PRIORITY]
         for ceiling in ceilings:
-            gone = self._found(row, wants, by_policy & (priority <= ceiling), fair_game)
-            if gone:
-                return gone
-        return []
+            is_low = by_policy & (priority <= ceiling)
+            room = self._found(row, wants, is_low, fair_game, cut=cut)
+            if room is not None:
+                return room
+        return None
 
     def _found(
-        self, row: int, wants: tuple[Want, ...], by_policy: BoolColumn, fair_game: Rows
-    ) -> list[Victim]:
+        self,
+        row: int,
+        wants: tuple[Want, ...],
+        by_policy: BoolColumn,
+        fair_game: Rows,
+        *,
+        cut: Sequence[int],
+    ) -> Room | None:
         """Return victims among those whom the policy or a claim on other queues allows."""
         draft, quotas = self._draft, self._quotas
         for need, gpu_type in quotas.options(row):
@@ -88,13 +106,13 @@ class Reclaim:
             if not len(allowed):
                 continue
             asked = wants if gpu_type is None else of_type(wants, gpu_type)
-            search = _Search(draft, quotas, row=row, needs=least_of(asked), table=self._known())
+            needs = least_of(asked)
+            search = _Search(draft, quotas, row=row, needs=needs, table=self._known(), cut=cut)
             for gone in self._tries(search, claim, allowed, by_policy):
                 if gone:
                     draft.note_ends((victim.row, victim.tasks) for victim in gone)
-                    self._hold(row, asked)
-                    return gone
-        return []
+                    return Room(gone, self._hold(row, asked), need)
+        return None
 
     def _tries(
         self, search: "_Search", claim: Claim, allowed: Rows, by_policy: BoolColumn
@@ -124,12 +142,13 @@ class Reclaim:
         is_met = any(queue_of[promise.row] != queue_of[row] for promise in self._draft.promises)
         return quotas.tree.has_shares and is_met and quotas.rank(row) == OWED_NOTHING_AT_ALL
 
-    def _hold(self, row: int, wants: tuple[Want, ...]) -> None:
+    def _hold(self, row: int, wants: tuple[Want, ...]) -> list[Member]:
         admitted = self._quotas.admit(row, wants, is_now=False)
         assert not isinstance(admitted, Excess)
         members = hold_later(self._draft, row, admitted)
         assert not isinstance(members, Shortfall)
         self._quotas.book(row, members, is_now=False)
+        return members
 
     def _known(self) -> "_Table":
         if self._table is None:
@@ -216,9 +235,11 @@ class _Search:
         row: int,
         needs: tuple[Want, ...],
         table: _Table,
+        cut: Sequence[int],
     ) -> None:
         self._draft = draft
         self._quotas = quotas
+        self._cut = cut
         self._row = row
         self.needs = needs
         self._table = table
@@ -230,9 +251,13 @@ class _Search:
         for _ in range(MOST_TRIES):
             gone = self.run(claim, allowed, by_policy)
             first = self._quotas.back_before(self._row, [victim.row for victim in gone])
-            if not first:
+            if not first and not self._quotas.back_before(
+                self._row, self._cut, is_replica=True
+            ):
                 return gone
             self.undo()
+            if not first:
+                break
             allowed = np.setdiff1d(allowed, first)
         return []
 

@@ -109,6 +109,7 @@ class JobRecord:
     received: Received = NOTHING_RECEIVED
     lost_gpu_s: float = 0.0
     yields_to: int = 0  # sequence of the job that it moved for; 0: none
+    goes_first: bool = False  # until it starts: others make room for it, or have made it
     reason: str = ""
     exit_code: int | None = None
     history: list[str] = field(default_factory=list)

@@ -23,7 +23,7 @@ from scheduler.core.placement import Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
 from scheduler.core.preemption import CPU_WEIGHT, RESTART_S
 from scheduler.core.quotas import Claim, Excess, Quotas, least_of
-from scheduler.core.reclaim import MOST_TRIES, of_type
+from scheduler.core.reclaim import MOST_TRIES, Room, of_type
 from scheduler.core.snapshot import BoolColumn, Rows
 
 Spare = dict[int, Counter[str]]
@@ -94,11 +94,15 @@ class Shrinking:
         return {}
 
     def make_room_besides(
-        self, row: int, wants: tuple[Want, ...], evict: Callable[[], bool]
+        self,
+        row: int,
+        wants: tuple[Want, ...],
+        evict: Callable[[Sequence[int]], Room | None],
     ) -> dict[int, Cut] | None:
         """Shrink whom the job may shrink, and let `evict` find who must stop besides.
 
-        `evict` holds the places. Returns what of the shrinking it takes; None if in vain.
+        `evict` is told which services give up what they want, and holds the places. Returns
+        what of the shrinking it takes; None if in vain.
         """
         if self.is_idle or self.draft.promises:
             return None
@@ -110,11 +114,12 @@ class Shrinking:
         search.leave_who_comes_back()
         shrunk = [other for other in search.taken if other not in self.cuts]
         self.draft.is_evicted[shrunk] = True  # others are looked for
-        if not search.taken or not evict():
+        room = evict(search.missed()) if search.taken else None
+        if room is None:
             search.undo()
             self.draft.is_evicted[shrunk] = False
             return None
-        search.spare_what_fits()
+        search.spare_what_fits(room)
         self.draft.is_evicted[shrunk] = False
         return self._note(search.taken)
 
@@ -201,8 +206,28 @@ class Shrinking:
     def comes_back(self, row: int, other: int) -> bool:
         """Return whether a service would take what it gave up again, before the job."""
         quotas = self._quotas
-        is_service = self.draft.snapshot.job_at(other).spec.kind is JobKind.INFERENCE
-        return quotas is not None and is_service and bool(quotas.back_before(row, [other]))
+        return quotas is not None and bool(quotas.back_before(row, [other], is_replica=True))
+
+    def is_owed(self, row: int, room: Room, missed: Sequence[int]) -> bool:
+        """Return whether a job may still have the room that was made, as the ledger stands.
+
+        Within all limits; by a claim on every queue that gives; before all who give, services
+        in `missed` with them.
+        """
+        quotas = self._quotas
+        if quotas is None or room.need is None:
+            return True
+        victims = [victim.row for victim in room.victims]
+        quotas.book(row, room.members, is_now=False, sign=-1)
+        claim = quotas.claim(row, room.need)
+        is_owed = (
+            quotas.may_have(row, room.members)
+            and all(claim.reaches(other) for other in (*victims, *missed))
+            and not quotas.back_before(row, victims)
+            and not quotas.back_before(row, missed, is_replica=True)
+        )
+        quotas.book(row, room.members, is_now=False)
+        return is_owed
 
     # What it costs
 
@@ -361,27 +386,37 @@ class _Search:
 
     def leave_who_comes_back(self) -> bool:
         """Spare services that would have it all again before the job; return whether any."""
-        first = []
-        for row, tasks in list(self.taken.items()):
+        first = [row for row in self.missed() if self._shrinking.comes_back(self._row, row)]
+        for row in first:
+            self._give(row, self.taken[row])
+            self._left[row] = self._right.surplus.get(row, Counter()).copy()
+        return bool(first)
+
+    def missed(self) -> list[int]:
+        """Return the services that give up replicas which they want."""
+        found = []
+        for row, tasks in self.taken.items():
+            spec = self._shrinking.draft.snapshot.job_at(row).spec
             surplus = self._right.surplus.get(row, Counter())
             is_missed = Counter(task.id.role for task in tasks) - surplus
-            if is_missed and self._shrinking.comes_back(self._row, row):
-                self._give(row, tasks)
-                self._left[row] = surplus.copy()
-                first.append(row)
-        return bool(first)
+            if is_missed and spec.kind is JobKind.INFERENCE:
+                found.append(row)
+        return found
 
     def undo(self) -> None:
         """Give back all that was taken."""
         for row in list(self.taken):
             self._give(row, self.taken[row])
 
-    def spare_what_fits(self) -> None:
-        """Give back what nobody holds by now."""
+    def spare_what_fits(self, room: Room) -> None:
+        """Give back what nobody holds by now and the job is owed its places without."""
         for row in self._dearest_first():
             for task in reversed(self.taken[row].copy()):
-                if self._shrinking.can_restore(row, task):
-                    self._give(row, [task])
+                if not self._shrinking.can_restore(row, task):
+                    continue
+                self._give(row, [task])
+                if not self._shrinking.is_owed(self._row, room, self.missed()):
+                    self._take_again(row, task)
 
     def _fits(self) -> bool:
         return self._shrinking.fits(self._row, self._right.wants)
@@ -390,10 +425,13 @@ class _Search:
         row, task = self._owners[unit], self._tasks[unit]
         if not self._left[row][task.id.role] or not self._may_give(row, task):
             return False
+        self._take_again(row, task)
+        return True
+
+    def _take_again(self, row: int, task: Task) -> None:
         self._left[row][task.id.role] -= 1
         self._shrinking.release(row, [task])
         self.taken.setdefault(row, []).append(task)
-        return True
 
     def _may_give(self, row: int, task: Task) -> bool:
         claim, by_policy = self._right.claim, self._right.by_policy

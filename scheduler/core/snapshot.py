@@ -355,6 +355,7 @@ class JobColumns:
     n_stopping: IntColumn  # live tasks that were asked to stop
     gpu_milli: IntColumn  # held
     yields_to: IntColumn  # sequence of the job that it moved for; 0: none
+    goes_first: BoolColumn  # others make room for it, or have made it
     is_preemptible: BoolColumn  # as a whole
     may_preempt: BoolColumn  # others, if a rule allows it
     is_divisible: BoolColumn  # runs with more tasks than it needs, and some of them may go
@@ -411,6 +412,7 @@ _JOB_DTYPES: Mapping[str, type[np.generic]] = {
     "n_stopping": np.int64,
     "gpu_milli": np.int64,
     "yields_to": np.int64,
+    "goes_first": np.bool_,
     "is_preemptible": np.bool_,
     "may_preempt": np.bool_,
     "is_divisible": np.bool_,

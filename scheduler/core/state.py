@@ -215,6 +215,7 @@ class ClusterState:
         jobs.phase[row] = PHASE_CODE[record.phase]
         jobs.attempt[row] = record.attempt
         jobs.yields_to[row] = record.yields_to
+        jobs.goes_first[row] = record.goes_first
         jobs.n_unmet[row] = self.n_unmet.get(record.id, 0)
         jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
         jobs.n_stopping[row] = [task.phase for task in live].count(TaskPhase.STOPPING)
