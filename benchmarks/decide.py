@@ -299,17 +299,26 @@ def large() -> None:
     crowd(engine, n_jobs, Shape(cpu_milli=8000, memory_mib=16384, gpus=1))
     # One in fifty may stop others.
     submit(engine, n_jobs, shapes(40), priorities=(*[0] * 49, 9))
-    took_s, plan = timed(engine, "priority")
+    took_s = large_by(engine, "priority")
+    large_by(engine, "lepton", baseline=("priority, same run", took_s))
+
+
+def large_by(engine: Engine, policy: str, *, baseline: tuple[str, float] = ("", 0.0)) -> float:
+    took_s, plan = timed(engine, policy)
     report(
         benchmark="decide",
-        case="50,000 running, 50,000 pending",
+        case="50,000 running, 50,000 pending" + (f", {policy}" if baseline[0] else ""),
         value=took_s,
         unit="s",
         better="lower",
         goal=3.0,
-        size=f"{n_nodes} nodes of 8 GPUs, {len(plan.placements)} placed, "
-        f"{len(plan.unplaced)} waiting",
+        goal_of="value",
+        baseline=baseline[0] or None,
+        baseline_value=baseline[1] or None,
+        size=f"{len(engine.snapshot(1e6).nodes.nodes)} nodes of 8 GPUs, "
+        f"{len(plan.placements)} placed, {len(plan.unplaced)} waiting",
     )
+    return took_s
 
 
 def tree() -> list[QueueName]:
