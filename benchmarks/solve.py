@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from report import report
 
+from policies.deadlines import KEPT, MOST, STEADY, Due, admitted, paced
 from policies.filling import Tree
 from policies.finish_time import finish_time_shares
 from policies.hierarchical import hierarchical_shares
@@ -335,6 +336,102 @@ def lepton(case: Case) -> None:
     )
 
 
+def dues(case: Case, n_due: int) -> tuple[Due, Case]:
+    """Return jobs with deadlines of which not all can be met, and others without."""
+    draw, rest = np.random.default_rng(13), slice(n_due, None)
+    deadline_s = draw.uniform(3_600, 200_000, n_due)
+    part = draw.uniform(0.3, 0.9, n_due)
+    due = Due.of(
+        case.throughputs[:n_due],
+        case.gpus[:n_due],
+        work=part * deadline_s * case.throughputs[:n_due].max(axis=1),
+        deadline_s=deadline_s,
+        capacity=case.capacity,
+    )
+    others = Case(
+        throughputs=case.throughputs[rest],
+        gpus=case.gpus[rest],
+        weights=case.weights[rest],
+        capacity=case.capacity,
+    )
+    return due, others
+
+
+def pace_by_cvxpy(due: Due, jobs: np.ndarray, others: Case) -> tuple[float, float]:
+    """Return how steady the promised are, and the least of the others."""
+    n_slots, lengths_s = len(due.ends_s), due.lengths_s
+    times = [cp.Variable((len(jobs), len(due.capacity)), nonneg=True) for _ in range(n_slots)]
+    share = cp.Variable(others.throughputs.shape, nonneg=True)
+    short, steady, least = cp.Variable(len(jobs), nonneg=True), cp.Variable(), cp.Variable()
+    constraints = [cp.sum(share, axis=1) <= 1, steady <= 1]
+    for slot, time_s in enumerate(times):
+        is_over = due.n_slots[jobs] <= slot
+        constraints += [cp.sum(time_s, axis=1) <= np.where(is_over, 0.0, lengths_s[slot])]
+        used = due.gpus[jobs] @ time_s
+        if slot == 0:
+            used = used + lengths_s[0] * (others.gpus @ share)
+        constraints.append(used <= due.capacity * lengths_s[slot])
+    part = due.speeds[jobs] / due.work[jobs, None]
+    done = sum(cp.sum(cp.multiply(part, time_s), axis=1) for time_s in times)
+    now = cp.sum(cp.multiply(part, times[0]), axis=1)
+    constraints.append(done + short >= 1)
+    constraints.append(now >= steady * np.minimum(lengths_s[0] / due.deadline_s[jobs], 1))
+    scale = others.gpus[:, None] * others.throughputs
+    got = cp.sum(cp.multiply(scale / (others.alone * others.weights)[:, None], share), axis=1)
+    constraints.append(got >= least)
+    aims = STEADY * steady + least - KEPT * cp.sum(short)
+    aims += MOST * (cp.sum(got) / len(others.gpus) + cp.sum(now) / len(jobs))
+    cp.Problem(cp.Maximize(aims), constraints).solve(solver=cp.CLARABEL)
+    return float(steady.value), float(least.value)
+
+
+def deadlines(case: Case, n_due: int) -> None:
+    """Report who is promised what, by up to 32 programs, and the shares that keep promises."""
+    due, others = dues(case, n_due)
+
+    def promised() -> np.ndarray:
+        return admitted(due, np.arange(n_due), np.zeros(n_due, np.bool_))
+
+    def pace(jobs: np.ndarray) -> tuple[float, float]:
+        found = paced(
+            due, jobs, speeds=others.throughputs, gpus=others.gpus, weights=others.weights
+        )
+        assert found.status is Status.OPTIMAL
+        return found.steady, found.least
+
+    start_s = time.perf_counter()
+    jobs = promised()
+    admission_s = time.perf_counter() - start_s
+    start_s = time.perf_counter()
+    expected = pace_by_cvxpy(due, jobs, others)
+    baseline_s = time.perf_counter() - start_s
+    for value, same in zip(pace(jobs), expected, strict=True):
+        assert abs(value - same) <= 1e-5 * max(abs(same), 1), (value, same)
+    n_types = case.throughputs.shape[1]
+    size = f"{len(jobs)} of {n_due} promised in {len(due.ends_s)} slots of time, "
+    size += f"{len(others.gpus)} others x {n_types} types"
+    report(
+        benchmark="solve",
+        case="deadlines, shares that keep what is promised",
+        value=best_s(lambda: pace(jobs), 2),
+        unit="s",
+        better="lower",
+        goal=1.0,
+        goal_of="ratio",
+        baseline="cvxpy with CLARABEL, same run",
+        baseline_value=baseline_s,
+        size=size,
+    )
+    report(
+        benchmark="solve",
+        case="deadlines, who is promised",
+        value=admission_s,
+        unit="s",
+        better="lower",
+        size=size,
+    )
+
+
 def below(queue: int, parent: np.ndarray, of_job: np.ndarray) -> np.ndarray:
     """Return which jobs are in a queue or in a child of it."""
     return (of_job == queue) | (parent[of_job] == queue)
@@ -405,4 +502,6 @@ if __name__ == "__main__":
     water_filling(distinct)
     hierarchical(distinct)
     lepton(distinct)
+    few = all_distinct(640, 3)
+    deadlines(replace(few, capacity=few.capacity / 4), 128)
     pairs(measured, 2_048)
