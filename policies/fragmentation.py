@@ -9,7 +9,8 @@ its CPUs suffice, and through single devices; so F is a sum over the node's devi
 looked up by (type and CPU level, thousandths free), plus one looked up by whole devices free.
 """
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Node, Shape
+from scheduler.core.node_books import NodeBooks
 from scheduler.core.snapshot import CPU, GPUS, NodeColumns, Rows, Snapshot, misfit
 
 Scores = NDArray[np.float64]
@@ -27,6 +29,12 @@ LARGEST_NODE_GPUS = 128
 """Devices of the largest node that is told apart; more count as this many."""
 
 _WIDTH = MILLI + 1
+
+State = tuple[int, int, tuple[int, ...]]
+"""All that F of a node depends on: the tables' row now and with the task, what devices have."""
+
+Answer = tuple[float, tuple[int, ...]]
+"""The score of a node, and its devices, best first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +129,51 @@ class FragmentationGradient:
                 return (device,)
         return None
 
+    def of_node(self, shape: Shape) -> Callable[[NodeBooks], float]:
+        """Return the score of a node, given its books."""
+        answer = self._answers(shape)
+        return lambda books: answer(books)[0]
+
+    def devices_on(self, books: NodeBooks, shape: Shape) -> tuple[int, ...] | None:
+        """Return the same as `choose_devices`."""
+        if not shape.gpu_milli:
+            return books.choose_devices(shape)
+        _, ranked = self._answers(shape)(books)
+        return next(((d,) for d in ranked if books.has_fraction_on(d, shape)), None)
+
+    def _answers(self, shape: Shape) -> Callable[[NodeBooks], Answer]:
+        """Return what gives score and devices, best first, of a node; remembered by state.
+
+        Of nodes told apart by what matters here there are few.
+        """
+        fragments, asked = self._fragments, (shape.gpus, shape.gpu_milli)
+        known = fragments.known.setdefault(asked, {})
+
+        def answer(books: NodeBooks) -> Answer:
+            before, after = fragments.levels_on(books, shape.cpu_milli)
+            state = before, after, books.device_free
+            found = known.get(state)
+            if found is None:
+                found = known[state] = self._answer(shape, state, books.n_whole)
+            return found
+
+        return answer
+
+    def _answer(self, shape: Shape, state: State, n_whole: int) -> Answer:
+        before, after, left = state
+        gains = self._fragments.gains_of(
+            shape,
+            left=np.array([left], np.int64),
+            n_whole=np.array([n_whole]),
+            before=np.array([before]),
+            after=np.array([after]),
+        )
+        if not shape.gpu_milli:
+            return float(self._points(gains)[0]), ()
+        best = self._points(gains.max(axis=1, initial=-np.inf))
+        ranked = np.argsort(-self._points(gains[0]), kind="stable")
+        return float(best[0]), tuple(ranked.tolist())
+
     def fragmentation(self, nodes: NodeColumns, rows: Rows | None = None) -> float:
         """Return F of all nodes together, or of some rows, in GPUs."""
         rows = np.arange(len(nodes.nodes)) if rows is None else rows
@@ -148,6 +201,10 @@ class _Fragments:
         self._n_known = 0
         self._by_device = np.zeros(0)
         self._by_whole = np.zeros(0)
+        self.known: dict[tuple[int, int], dict[State, Answer]] = {}  # by what shapes ask for
+        self._levels_list: list[int] = self._cpu_levels.tolist()
+        self._kinds: list[Node] = []
+        self._first: list[int] = []  # by kind of those: the tables' first row of its type
 
     def amount(self, nodes: NodeColumns, rows: Rows) -> Scores:
         """Return F of each row, in thousandths of a GPU."""
@@ -160,8 +217,19 @@ class _Fragments:
 
     def gains(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
         """Return F before less F after, per row, and per device for fractional shapes."""
-        left, n_whole = nodes.device_free[rows], nodes.free[rows, GPUS]
         before, after = self._levels(nodes, rows, 0, shape.cpu_milli)
+        return self.gains_of(
+            shape,
+            left=nodes.device_free[rows],
+            n_whole=nodes.free[rows, GPUS],
+            before=before,
+            after=after,
+        )
+
+    def gains_of(
+        self, shape: Shape, *, left: Ints, n_whole: Ints, before: Ints, after: Ints
+    ) -> Scores:
+        """Return the same of what devices have left, whole ones, and levels then and now."""
         on_devices = self._of_devices(after[:, None], left)
         usable = (on_devices - self._of_devices(before[:, None], left)).sum(axis=1)
         usable += shape.total_gpu_milli - self._of_whole(before, n_whole)
@@ -182,7 +250,7 @@ class _Fragments:
 
         There is one for each type of node and each set of shapes for which the CPUs suffice.
         """
-        kinds = self._types.of_kinds(nodes)
+        kinds = self._types.of_kinds(nodes.kinds)
         if len(self._types.patterns) > self._n_known:
             self._build()
         cpu_milli, levels = nodes.free[rows, CPU], self._cpu_levels
@@ -190,6 +258,20 @@ class _Fragments:
         return [
             first + levels.searchsorted(cpu_milli - less, "right") for less in less_cpu_milli
         ]
+
+    def levels_on(self, books: NodeBooks, cpu_milli: int) -> tuple[int, int]:
+        """Return the tables' row of a node, now and with so much less CPU."""
+        if books.kinds is not self._kinds or books.kind >= len(self._first):
+            self._kinds = books.kinds
+            types = self._types.of_kinds(books.kinds)
+            if len(self._types.patterns) > self._n_known:
+                self._build()
+            self._first = (types * (len(self._cpu_levels) + 1)).tolist()
+        first, free = self._first[books.kind], books.cpu_milli
+        levels = self._levels_list
+        return first + bisect_right(levels, free), first + bisect_right(
+            levels, free - cpu_milli
+        )
 
     def _of_devices(self, level: Ints, left: Ints) -> Scores:
         # A fraction that a device lacks gives an index out of its row: some number, never used.
@@ -237,10 +319,10 @@ class NodeTypes:
         self._kinds: list[Node] = []
         self._known: Ints = np.zeros(0, np.int64)
 
-    def of_kinds(self, nodes: NodeColumns) -> Ints:
-        """Return the number of the type of each of the table's kinds of nodes."""
-        if nodes.kinds is not self._kinds:
-            self._kinds, self._known = nodes.kinds, np.zeros(0, np.int64)
+    def of_kinds(self, kinds: list[Node]) -> Ints:
+        """Return the number of the type of each of a table's kinds of nodes."""
+        if kinds is not self._kinds:
+            self._kinds, self._known = kinds, np.zeros(0, np.int64)
         if len(self._known) < len(self._kinds):
             more = [self._type(kind) for kind in self._kinds[len(self._known) :]]
             self._known = np.append(self._known, more)

@@ -176,7 +176,7 @@ class _Value:
 
     def _types_of(self, nodes: NodeColumns) -> Ints:
         """Return the type of each kind of nodes; weighs columns for types not met before."""
-        types = self._types.of_kinds(nodes)
+        types = self._types.of_kinds(nodes.kinds)
         patterns = self._types.patterns
         if len(patterns) > self._n_known:
             n_columns = len(self._gpu_milli)

@@ -7,7 +7,7 @@ whole points, so that near ties go to the first node.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Shape
+from scheduler.core.node_books import NodeBooks
 from scheduler.core.ports import ClusterScore, DeviceChoice, NodeScore
 from scheduler.core.snapshot import CPU, FRACTION, GPUS, MEMORY, N_WIDTHS, NodeColumns, Rows
 
@@ -27,8 +28,10 @@ PER_CPU = 1 / 16
 PER_GIB = 1 / 128
 """A GiB of memory in GPUs: GPU nodes have about 128 GiB for each GPU."""
 
-_LEFT = np.zeros(4)
-_LEFT[[CPU, MEMORY, GPUS, FRACTION]] = [PER_CPU / 1000, PER_GIB / 1024, 1.0, 1.0 / 1000]
+_PER_CPU_MILLI, _PER_MIB, _PER_GPU_MILLI = PER_CPU / 1000, PER_GIB / 1024, 1 / 1000
+
+APART = 1000.0
+"""More than any node has left: puts one class of nodes before the other."""
 
 LARGEST_CPU_MILLI = 128_000
 """CPUs of the largest node in FGD's evaluation, by which its rivals measure."""
@@ -37,26 +40,69 @@ LARGEST_GPU_MILLI = 8 * MILLI
 """GPUs of the largest node in FGD's evaluation."""
 
 
-def best_fit(nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
+@dataclass(frozen=True, slots=True)
+class BestFit:
     """Leave as little as possible behind on the node, weighed in GPUs.
 
     Tasks without GPUs stay off nodes that have some, as long as others fit; fractions go to
     devices that are shared already, so that whole ones stay whole.
     """
-    score = -(nodes.free[rows] @ _LEFT)
-    if not shape.total_gpu_milli:
-        score -= 1000.0 * nodes.n_gpus[rows]
-    if shape.gpu_milli:
-        left = nodes.device_free[rows]
-        is_shared = (left >= shape.gpu_milli) & (left < MILLI)
-        score[is_shared.any(axis=1)] += 1000.0
-    return score
+
+    def __call__(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
+        """Return minus what is left on each of the nodes."""
+        score = -left_in_gpus(nodes, rows)
+        if not shape.total_gpu_milli:
+            score -= APART * nodes.n_gpus[rows]
+        if shape.gpu_milli:
+            left = nodes.device_free[rows]
+            is_shared = (left >= shape.gpu_milli) & (left < MILLI)
+            score[is_shared.any(axis=1)] += APART
+        return score
+
+    def of_node(self, shape: Shape) -> Callable[[NodeBooks], float]:
+        """Return the same for one node."""
+        milli = shape.gpu_milli
+
+        def without_gpus(books: NodeBooks) -> float:
+            return -_left_on(books) - APART * books.n_gpus
+
+        def with_whole(books: NodeBooks) -> float:
+            return -_left_on(books)
+
+        def with_fraction(books: NodeBooks) -> float:
+            score = -_left_on(books)
+            for left in books.device_free:
+                if milli <= left < MILLI:
+                    return score + APART
+            return score
+
+        if milli:
+            return with_fraction
+        return with_whole if shape.gpus else without_gpus
+
+    def devices_on(self, books: NodeBooks, shape: Shape) -> tuple[int, ...] | None:
+        """Return the devices that leave whole what can be."""
+        return books.choose_devices(shape)
+
+
+best_fit = BestFit()
 
 
 def left_in_gpus(nodes: NodeColumns, rows: Rows) -> Scores:
     """Return what is left on each node, weighed in GPUs."""
-    left: Scores = nodes.free[rows] @ _LEFT
+    free = nodes.free[rows].astype(np.float64)
+    cpu_and_gpus = free[:, CPU] * _PER_CPU_MILLI + free[:, GPUS]
+    left: Scores = cpu_and_gpus + (
+        free[:, MEMORY] * _PER_MIB + free[:, FRACTION] * _PER_GPU_MILLI
+    )
     return left
+
+
+def _left_on(books: NodeBooks) -> float:
+    """Return `left_in_gpus` of one node, rounded alike."""
+    return (books.cpu_milli * _PER_CPU_MILLI + books.n_whole) + (
+        books.memory_mib * _PER_MIB + books.most_milli * _PER_GPU_MILLI
+    )
 
 
 def worst_fit(nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
@@ -64,9 +110,9 @@ def worst_fit(nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
 
     Tasks without GPUs stay off nodes that have some, as long as others fit.
     """
-    score: Scores = nodes.free[rows] @ _LEFT
+    score = left_in_gpus(nodes, rows)
     if not shape.total_gpu_milli:
-        score -= 1000.0 * nodes.n_gpus[rows]
+        score -= APART * nodes.n_gpus[rows]
     return score
 
 

@@ -10,7 +10,7 @@ from itertools import chain
 
 import numpy as np
 
-from scheduler.core.model import MILLI, Shape
+from scheduler.core.model import MILLI, Node, Shape
 from scheduler.core.snapshot import (
     CPU,
     FRACTION,
@@ -110,25 +110,44 @@ def choose_devices(
     with the least left that still suffices, so that whole devices stay whole; ties go to the
     first. Only those `among` the given ones, if any are.
     """
+    return chosen(
+        nodes.nodes[row],
+        shape,
+        milli=nodes.device_free[row].tolist(),
+        mib=nodes.device_memory_free[row].tolist(),
+        device_memory_mib=int(nodes.device_memory_mib[row]),
+        among=among,
+    )
+
+
+def chosen(
+    node: Node,
+    shape: Shape,
+    *,
+    milli: Sequence[int],
+    mib: Sequence[int],
+    device_memory_mib: int,
+    among: Devices | None,
+) -> Devices | None:
+    """Return what `choose_devices` does, given what each device has left."""
     if shape.gpus:
-        whole = np.flatnonzero(nodes.device_free[row] == MILLI).tolist()
+        whole = [device for device, left in enumerate(milli) if left == MILLI]
         if among is not None:
             whole = [device for device in whole if device in among]
         if len(whole) < shape.gpus:
             return None
-        if nodes.nodes[row].nvlink:
-            return _linked(cliques_of(nodes.nodes[row]), whole, shape.gpus)
+        if node.nvlink:
+            return _linked(cliques_of(node), whole, shape.gpus)
         return tuple(whole[: shape.gpus])
-    if shape.gpu_milli:
-        memory_mib = memory_of_fraction_mib(shape, int(nodes.device_memory_mib[row]))
-        left = nodes.device_free[row]
-        fits = (left >= shape.gpu_milli) & (nodes.device_memory_free[row] >= memory_mib)
-        if among is not None:
-            fits &= np.isin(np.arange(len(left)), among)
-        if not fits.any():
-            return None
-        return (int(np.where(fits, left, MILLI + 1).argmin()),)
-    return ()
+    if not shape.gpu_milli:
+        return ()
+    memory_mib = memory_of_fraction_mib(shape, device_memory_mib)
+    best, least = -1, MILLI + 1
+    for device, left in enumerate(milli):
+        suffices = shape.gpu_milli <= left < least and mib[device] >= memory_mib
+        if suffices and (among is None or device in among):
+            best, least = device, left
+    return None if best < 0 else (best,)
 
 
 def _linked(cliques: Sequence[Devices], whole: Sequence[int], n_devices: int) -> Devices:

@@ -11,15 +11,17 @@ the least that is free until then. `enter` chooses the tier that the next job se
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from scheduler.core import capacity
 from scheduler.core.held import HeldTasks
 from scheduler.core.model import MILLI, Levels, Shape, Task, TaskPhase
+from scheduler.core.node_books import WITHOUT_END, NodeBooks
 from scheduler.core.ports import NodeScore
 from scheduler.core.snapshot import (
     CPU,
@@ -37,8 +39,8 @@ from scheduler.core.topology import Tree
 NO = -np.inf
 """The score of a node that does not fit."""
 
-WITHOUT_END = 1 << 40
-"""Copies of a shape that asks for nothing."""
+FEW = 64
+"""So many nodes are scored one by one, faster than by columns."""
 
 CHANGES_KEPT = 10_000
 """Changes after which books that are kept forget the scores they know."""
@@ -59,6 +61,8 @@ class _Candidates:
     allowed: BoolColumn  # [N] open, and the shape could ever go there
     score: FloatColumn  # [N]
     n_seen: int
+    of_node: Callable[[NodeBooks], float] | None = None  # the same of one node
+    best: int = -1  # the first of the highest scores; -1: not known
     copies: IntColumn | None = None  # [N] how many fit, as of `n_counted` changes
     n_counted: int = 0
     room: int | None = None  # the sum of `copies`, once somebody asked for it
@@ -76,8 +80,7 @@ class _Candidates:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Spot:
+class Spot(NamedTuple):
     """A place for one task: a node's row and devices."""
 
     row: int
@@ -88,8 +91,7 @@ Place = tuple[int, Shape, tuple[int, ...]]
 """A node's row, what a task takes there, and its devices."""
 
 
-@dataclass(frozen=True, slots=True)
-class Booked:
+class Booked(NamedTuple):
     """A place that a draft gives to a task of a job row."""
 
     row: int
@@ -122,13 +124,17 @@ class Space:
     """One set of books over all nodes."""
 
     def __init__(self, nodes: NodeColumns, score: NodeScore, levels: Levels = ()) -> None:
-        self.nodes = nodes.for_draft()
+        self._columns = nodes.for_draft()
+        self._books: dict[int, NodeBooks] = {}  # of rows booked on
+        self._unwritten: set[int] = set()  # rows whose columns lag behind their books
         self._levels = levels
         self._focus: BoolColumn | None = None
         self._open = nodes.is_open()
         self._score = score
         # Not `isinstance`: for protocols that costs more than all the rest of this.
-        self._choose_devices = getattr(score, "choose_devices", capacity.choose_devices)
+        self._of_node = getattr(score, "of_node", None)
+        self._devices_on = getattr(score, "devices_on", None)
+        self._choose_devices = getattr(score, "choose_devices", None)
         self._sees_other_nodes = getattr(score, "sees_other_nodes", False)
         self._changed: list[int] = []  # rows, in the order of the changes
         self.version = [0] * len(nodes.nodes)  # changes of each row
@@ -157,7 +163,7 @@ class Space:
             self._changed.clear()
             self._candidates.clear()
         if touched:
-            self.follow(nodes, touched)
+            self._be_as(nodes, touched)
         self._n_kept = len(self._changed)
 
     @property
@@ -166,9 +172,34 @@ class Space:
         return len(self._changed)
 
     @property
+    def nodes(self) -> NodeColumns:
+        """The books as columns, to be read only."""
+        if self._unwritten:
+            self._write()
+        return self._columns
+
+    def _write(self) -> None:
+        columns, rows = self._columns, list(self._unwritten)
+        books = [self._books[row] for row in rows]
+        columns.free[rows] = [b.free for b in books]
+        columns.device_free[rows] = [b.device_free for b in books]
+        columns.device_used[rows] = [b.device_used for b in books]
+        columns.device_memory_free[rows] = [b.device_memory_free for b in books]
+        columns.n_tasks[rows] = [b.n_tasks for b in books]
+        columns.n_by_width[rows] = [b.n_by_width for b in books]
+        self._unwritten.clear()
+
+    def _on(self, row: int) -> NodeBooks:
+        """Return the books of one node."""
+        books = self._books.get(row)
+        if books is None:
+            books = self._books[row] = NodeBooks(self._columns, row)
+        return books
+
+    @property
     def tree(self) -> Tree:
         """Where the nodes are."""
-        return self.nodes.tree(self._levels)
+        return self._columns.tree(self._levels)
 
     @contextmanager
     def focused(self, rows: BoolColumn | None) -> Iterator[None]:
@@ -183,10 +214,17 @@ class Space:
 
     def best(self, shape: Shape) -> int | None:
         """Return the row of the best node that can take one more such task now."""
-        score = self.scores(shape)
+        score = self._scores(shape)
         if not len(score):
             return None
-        row = int(score.argmax())
+        if self._focus is None:
+            known = self._candidates[shape]
+            if known.best < 0:
+                known.best = int(score.argmax())
+            row = known.best
+        else:
+            score = np.where(self._focus, score, NO)
+            row = int(score.argmax())
         return None if score[row] == NO else row
 
     def scores(self, shape: Shape) -> FloatColumn:
@@ -196,7 +234,7 @@ class Space:
 
     def could_take(self, shape: Shape) -> BoolColumn:
         """Return which nodes are open and could take such a task if they were empty enough."""
-        could: BoolColumn = self._open & self.nodes.static_fit(shape)
+        could: BoolColumn = self._open & self._columns.static_fit(shape)
         return could if self._focus is None else could & self._focus
 
     def fits(self, row: int, shape: Shape) -> bool:
@@ -234,7 +272,9 @@ class Space:
         known.n_counted, known.room = len(self._changed), None
         known.copies[rows] = 0
         rows = rows[known.score[rows] > NO]
-        if len(rows):
+        if len(rows) <= FEW:
+            known.copies[rows] = [self._on(row).copies(known.shape) for row in rows.tolist()]
+        else:
             known.copies[rows] = self._copies(known.shape, rows)
 
     def copies_among(self, shape: Shape, devices: BoolColumn) -> IntColumn:
@@ -279,18 +319,28 @@ class Space:
             row = self.best(shape)
         if row is None:
             return None
-        if among is None:
-            devices = self._choose_devices(self.nodes, row, shape)
-        else:
-            devices = capacity.choose_devices(self.nodes, row, shape, among)
+        devices = self._devices(row, shape, among)
         if devices is None:
             return None
         self.take(row, shape, devices)
         return Spot(row, devices)
 
+    def _devices(
+        self, row: int, shape: Shape, among: tuple[int, ...] | None
+    ) -> tuple[int, ...] | None:
+        if among is not None or (self._devices_on is None and self._choose_devices is None):
+            return self._on(row).choose_devices(shape, among)
+        chosen: tuple[int, ...] | None
+        if self._devices_on is not None:
+            chosen = self._devices_on(self._on(row), shape)
+        else:
+            assert self._choose_devices is not None
+            chosen = self._choose_devices(self.nodes, row, shape)
+        return chosen
+
     def take(self, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
         """Book a task on a given place."""
-        capacity.take(self.nodes, row, shape, devices)
+        self._on(row).take(shape, devices)
         self._note(row)
 
     def join(self, row: int, shape: Shape, devices: tuple[int, ...]) -> bool:
@@ -304,10 +354,11 @@ class Space:
 
     def give(self, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
         """Undo `take`."""
-        capacity.give(self.nodes, row, shape, devices)
+        self._on(row).give(shape, devices)
         self._note(row)
 
     def _note(self, row: int) -> None:
+        self._unwritten.add(row)
         self._changed.append(row)
         self.version[row] += 1
 
@@ -323,19 +374,20 @@ class Space:
 
     def give_all(self, tasks: capacity.Tasks) -> None:
         """Book many tasks as gone."""
-        for row in capacity.give_all(self.nodes, tasks):
-            self._changed.append(row)
+        rows = capacity.give_all(self.nodes, tasks)
+        self._changed += rows
+        self._reread(rows)
 
     def lower_to(self, other: "Space", rows: Iterable[int]) -> None:
         """Offer on these rows at most what the other books offer."""
-        mine, theirs, at = self.nodes, other.nodes, np.array(sorted(rows), np.intp)
-        mine.free[at] = np.minimum(mine.free[at], theirs.free[at])
-        mine.device_used[at] = np.maximum(mine.device_used[at], theirs.device_used[at])
-        mine.device_memory_free[at] = np.minimum(
-            mine.device_memory_free[at], theirs.device_memory_free[at]
-        )
-        capacity.count_all(mine, at)
-        for row in at.tolist():
+        for row in sorted(rows):
+            self._on(row).lower_to(other._on(row))  # noqa: SLF001
+            self._note(row)
+
+    def follow(self, other: "Space", rows: Iterable[int]) -> None:
+        """Offer on these rows what other books of the same nodes offer."""
+        for row in sorted(rows):
+            self._books[row] = other._on(row).copy()  # noqa: SLF001
             self._note(row)
 
     def close(self, rows: set[int]) -> None:
@@ -345,20 +397,29 @@ class Space:
         nodes.device_free[closed] = 0
         nodes.device_used[closed] = MILLI
         nodes.device_memory_free[closed] = 0
+        self._reread(closed)
         for row in closed:
-            self._note(row)
+            self._changed.append(row)
+            self.version[row] += 1
 
-    def follow(self, nodes: NodeColumns, rows: Iterable[int]) -> None:
-        """Offer on these rows what other books of the same nodes offer."""
-        mine, at = self.nodes, np.array(sorted(rows), np.intp)
+    def _be_as(self, nodes: NodeColumns, rows: Iterable[int]) -> None:
+        self._unwritten.clear()  # all of them are among these rows
+        mine, at = self._columns, sorted(rows)
         mine.free[at] = nodes.free[at]
         mine.device_free[at] = nodes.device_free[at]
         mine.device_used[at] = nodes.device_used[at]
         mine.device_memory_free[at] = nodes.device_memory_free[at]
         mine.n_tasks[at] = nodes.n_tasks[at]
         mine.n_by_width[at] = nodes.n_by_width[at]
-        for row in at.tolist():
-            self._note(row)
+        self._reread(at)
+        for row in at:
+            self._changed.append(row)
+            self.version[row] += 1
+
+    def _reread(self, rows: Iterable[int]) -> None:
+        """Forget the books of nodes whose columns were written to."""
+        for row in rows:
+            self._books.pop(row, None)
 
     def _scores(self, shape: Shape) -> FloatColumn:
         known = self._candidates.get(shape)
@@ -368,9 +429,10 @@ class Space:
                 need=np.array(
                     [shape.cpu_milli, shape.memory_mib, shape.gpus, shape.gpu_milli], np.int64
                 ),
-                allowed=self._open & self.nodes.static_fit(shape),
-                score=np.full(len(self.nodes.nodes), NO),
+                allowed=self._open & self._columns.static_fit(shape),
+                score=np.full(len(self._columns.nodes), NO),
                 n_seen=len(self._changed),
+                of_node=self._of_node and self._of_node(shape),
             )
             if len(self._candidates) == SHAPES_KEPT:
                 del self._candidates[next(iter(self._candidates))]
@@ -378,15 +440,49 @@ class Space:
             self._refresh(known, np.flatnonzero(known.allowed))
         elif known.n_seen < len(self._changed):
             # Packing comes back to the same row again and again; it is scored once.
-            changed: Iterable[int] = set(self._changed[known.n_seen :])
+            changed = set(self._changed[known.n_seen :])
             if self._sees_other_nodes:
-                changed = range(len(self.nodes.nodes))
-            self._refresh(known, np.array(list(changed), np.intp))
+                self._refresh(known, np.arange(len(self._columns.nodes)))
+            elif known.of_node is not None and len(changed) <= FEW:
+                self._refresh_each(known, known.of_node, changed)
+            else:
+                self._refresh(known, np.array(list(changed), np.intp))
             known.n_seen = len(self._changed)
         return known.score
 
+    def _refresh_each(
+        self, known: _Candidates, of_node: Callable[[NodeBooks], float], rows: set[int]
+    ) -> None:
+        """Score these rows again, and keep the best one if that follows from it."""
+        shape, score, allowed, opened = known.shape, known.score, known.allowed, self._books
+        cpu_milli, memory_mib, gpus, milli = known.need.tolist()
+        best = known.best
+        top = score[best] if best >= 0 else np.inf
+        highest, first = NO, -1
+        for row in rows:
+            if not allowed[row]:
+                continue
+            books = opened.get(row) or self._on(row)
+            if (
+                books.cpu_milli < cpu_milli
+                or books.memory_mib < memory_mib
+                or books.n_whole < gpus
+                or books.most_milli < milli
+                or (milli and not books.has_fraction(shape))
+            ):
+                score[row] = NO
+                continue
+            score[row] = points = of_node(books)
+            if points > highest or (points == highest and row < first):
+                highest, first = points, row
+        if highest > top or (highest == top and first <= best):
+            known.best = first
+        elif best in rows:
+            known.best = -1
+
     def _refresh(self, known: _Candidates, rows: Rows) -> None:
         shape = known.shape
+        known.best = -1
         fits = (self.nodes.free[rows] >= known.need).all(axis=1)
         fits &= known.allowed[rows]
         if shape.gpu_milli:
@@ -519,7 +615,7 @@ class Draft:
             for space, source in ((tier.now, least.now), (tier.later, least.later)):
                 if space is None or source is None or space is but:
                     continue
-                space.follow(source.nodes, nodes)
+                space.follow(source, nodes)
                 for promise in promises:
                     if not promise.nodes.isdisjoint(nodes):
                         space.lower_to(promise.books, promise.nodes.intersection(nodes))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from scheduler.core.events import Event
 from scheduler.core.model import DEFAULT_LEVELS, Levels, Shape, Task
+from scheduler.core.node_books import NodeBooks
 from scheduler.core.plan import Accepted, Granted, Start
 from scheduler.core.snapshot import NodeColumns, Snapshot
 
@@ -55,6 +56,20 @@ class DeviceChoice(Protocol):
     def choose_devices(
         self, nodes: NodeColumns, row: int, shape: Shape
     ) -> tuple[int, ...] | None:
+        """Return the devices for one more task on the node, or None if they do not suffice."""
+
+
+@runtime_checkable
+class NodeByNodeScore(Protocol):
+    """A `NodeScore` that can also be asked for one node at a time, with exactly equal answers.
+
+    Few nodes change between two tasks, and numpy is slow on few. Chooses devices alike.
+    """
+
+    def of_node(self, shape: Shape) -> Callable[[NodeBooks], float]:
+        """Return the score of a node for one more such task, given its books."""
+
+    def devices_on(self, books: NodeBooks, shape: Shape) -> tuple[int, ...] | None:
         """Return the devices for one more task on the node, or None if they do not suffice."""
 
 
