@@ -11,12 +11,13 @@ import pytest
 from cluster_testing import Cluster, node_of, role_of
 
 from scheduler.core.events import NodeRegistered, PlanCommitted
-from scheduler.core.model import JobKind, NodeName
+from scheduler.core.model import JobKind, JobPhase, NodeName
 from scheduler.core.plan import Cause
 from scheduler.core.subtrees import evenly, to_fewest
 
 ZONE, RACK = "topology.kubernetes.io/zone", "topology.lepton.dev/rack"
 CLIQUE = "nvidia.com/gpu.clique"
+ELASTIC = {"gpus": 1, "elastic": True, "checkpoint_interval_s": 60, "resize_cooldown_s": 600}
 
 
 @pytest.fixture
@@ -275,6 +276,34 @@ class TestLinkedDevices:
             "no nvlink has room for 2 worker tasks: best has 1"
         )
 
+    def test_an_elastic_gang_grows_in_its_clique_only(self, cluster: Cluster) -> None:
+        self.linked(cluster)
+        cluster.submit("blocks", gpus=2)
+        cluster.submit("gang", tasks=2, max_tasks=8, topology_required="nvlink", **ELASTIC)
+        assert cluster.cycle().devices["gang"] == [(2,), (3,)]
+        cluster.run_all()
+        cluster.cancel("blocks")
+        cluster.let_go()
+        cluster.advance(600)
+        (resize,) = cluster.cycle().plan.resizes
+        assert {device for seat in resize.seats for device in seat.devices} == {0, 1, 2, 3}
+        cluster.let_go()
+        assert cluster.cycle().started == ["gang"]
+        assert len(cluster.tasks("gang")) == 4
+
+    def test_replicas_of_a_service_come_back_to_their_clique(self, cluster: Cluster) -> None:
+        self.linked(cluster)
+        about = {"gpus": 1, "kind": JobKind.INFERENCE, "topology_required": "nvlink"}
+        cluster.submit("blocks", gpus=2)
+        cluster.submit("service", tasks=2, min_tasks=1, max_tasks=3, backoff_s=0.0, **about)
+        assert cluster.cycle().devices["service"] == [(2,), (3,)]
+        cluster.run_all()
+        cluster.update("service", replicas={"worker": 3})
+        assert cluster.cycle().devices == {}
+        cluster.cancel("blocks")
+        cluster.let_go()
+        assert cluster.cycle().devices["service"] == [(0,)]
+
     def test_room_is_made_in_one_clique(self, cluster: Cluster) -> None:
         self.linked(cluster, gpus=4)
         for name in "abcd":
@@ -297,6 +326,65 @@ class TestLinkedDevices:
             cluster.add_node(f"n{i}", gpus=4, labels={CLIQUE: f"c{i % 2}"})
         cluster.submit("gang", tasks=8, gpus=1, topology_required="clique")
         assert set(cluster.cycle().nodes["gang"]) == {"n0", "n2"}
+
+
+class TestGrowth:
+    """An elastic gang grows where what it requires lets it, or not at all."""
+
+    def test_it_fills_its_rack_as_it_starts_and_no_other(self, cluster: Cluster) -> None:
+        racks(cluster, 2, 3)
+        cluster.submit("gang", tasks=6, max_tasks=20, topology_required="rack", **ELASTIC)
+        assert {node[:4] for node in cluster.cycle().nodes["gang"]} == {"z-r0"}
+        assert len(cluster.tasks("gang")) == 8
+
+    def test_it_takes_what_its_rack_has_and_then_no_more(self, cluster: Cluster) -> None:
+        racks(cluster, 2)
+        cluster.submit("blocks", gpus=4)
+        cluster.submit("gang", tasks=2, max_tasks=20, topology_required="rack", **ELASTIC)
+        cluster.cycle()
+        cluster.run_all()
+        assert len(cluster.tasks("gang")) == 4
+        for i in range(3):
+            cluster.add_node(f"z-r1-{i}", gpus=4, labels={ZONE: "z", RACK: "r1"})
+        cluster.advance(600)
+        assert cluster.cycle().plan.is_empty
+        cluster.cancel("blocks")
+        cluster.let_go()
+        (resize,) = cluster.cycle().plan.resizes
+        assert {str(seat.node) for seat in resize.seats} == {"z-r0-0", "z-r0-1"}
+        cluster.let_go()
+        cluster.cycle()
+        assert len(cluster.tasks("gang")) == 8
+        assert {node[:4] for node in cluster.nodes_of("gang")} == {"z-r0"}
+
+    def test_after_shrinking_it_grows_in_the_same_rack(self, cluster: Cluster) -> None:
+        racks(cluster, 2, 2)
+        cluster.submit("gang", tasks=4, max_tasks=8, topology_required="rack", **ELASTIC)
+        cluster.cycle()
+        cluster.run_all()
+        (home,) = {node[:4] for node in cluster.nodes_of("gang")}
+        cluster.advance(600)
+        cluster.submit("asks", tasks=12, gpus=1)
+        (resize,) = cluster.cycle().plan.resizes
+        assert len(resize.seats) == 4
+        assert {seat.node[:4] for seat in resize.seats} == {home}
+        cluster.let_go()
+        cluster.settle()
+        assert cluster.phase("asks") is JobPhase.RUNNING
+        cluster.cancel("asks")
+        cluster.let_go()
+        cluster.advance(600)
+        cluster.cycle()
+        cluster.let_go()
+        cluster.settle()
+        assert len(cluster.tasks("gang")) == 8
+        assert {node[:4] for node in cluster.nodes_of("gang")} == {home}
+
+    def test_a_level_that_is_only_preferred_does_not_hold_it(self, cluster: Cluster) -> None:
+        racks(cluster, 2, 3)
+        cluster.submit("gang", tasks=6, max_tasks=20, topology_preferred="rack", **ELASTIC)
+        cluster.cycle()
+        assert len(cluster.tasks("gang")) == 20
 
 
 class TestOthers:

@@ -35,7 +35,7 @@ from scheduler.core.preemption import RESTART_S
 from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.records import Seat
 from scheduler.core.snapshot import PHASE_CODE, BoolColumn, Rows, Snapshot
-from scheduler.core.topology import Near
+from scheduler.core.topology import Near, Place, beside
 
 RUNNING = PHASE_CODE[JobPhase.RUNNING]
 PENDING = PHASE_CODE[JobPhase.PENDING]
@@ -155,7 +155,7 @@ class _Grower:
     shapes: dict[str, Shape]
     counts: Counter[str]
     free: dict[str, list[int]]  # indices not taken, by role, least first
-    beside: int  # a node where it has a task
+    near: Near | None  # how near to its tasks it wants more of them
     added: list[Member] = field(default_factory=list)
 
     def next_role(self) -> str | None:
@@ -258,16 +258,17 @@ class _Growth:
                 continue
             if is_service or is_whole:
                 taken = [(task.id.role, task.id.index) for task in tasks]
-                beside = self._snapshot.nodes.row_of[tasks[0].node]
-                self._add(row, taken, self._on_same_type(row), beside=beside)
+                row_of = snapshot.nodes.row_of
+                places = [(row_of[task.node], task.devices) for task in tasks]
+                self._add(row, taken, self._on_same_type(row), places=places)
 
     def add_starting(self, row: int, members: Sequence[Member]) -> None:
         """Let a job grow that starts in this cycle."""
         nodes = self._snapshot.nodes.nodes
         types = {nodes[m.spot.row].gpu_type for m in members if m.want.shape.total_gpu_milli}
         taken = [(member.want.role, member.index) for member in members]
-        beside = members[0].spot.row
-        self._add(row, taken, tuple(sorted(types)), beside=beside)
+        places = [(member.spot.row, member.spot.devices) for member in members]
+        self._add(row, taken, tuple(sorted(types)), places=places)
 
     def _on_same_type(self, row: int) -> tuple[str, ...]:
         nodes = self._snapshot.nodes
@@ -283,7 +284,7 @@ class _Growth:
         taken: Sequence[tuple[str, int]],
         gpu_types: tuple[str, ...],
         *,
-        beside: int,
+        places: Sequence[Place],
     ) -> None:
         spec = self._snapshot.job_at(row).spec
         shapes = {
@@ -298,7 +299,10 @@ class _Growth:
             for role in spec.roles
         }
         counts = Counter(role for role, _ in taken)
-        self._growers[row] = _Grower(row, spec, shapes, counts, free, beside)
+        near = self._snapshot.gangs[int(self._snapshot.jobs.gang[row])][0].near
+        if near is not None:
+            near = beside(near, self._snapshot.nodes.nodes, places)
+        self._growers[row] = _Grower(row, spec, shapes, counts, free, near)
 
     def run(self) -> dict[int, list[Member]]:
         """Return the members that each job gets besides; those that do not pay are left out."""
@@ -339,8 +343,7 @@ class _Growth:
         if role is None or spec.speed_up(n_tasks + 1) <= spec.speed_up(n_tasks):
             return False
         index = grower.free[role][0]
-        near = self._near(grower)
-        want = Want(role, grower.shapes[role], must=(), may=(index,), near=near)
+        want = Want(role, grower.shapes[role], must=(), may=(index,), near=grower.near)
         if self._quotas is not None:
             admitted = self._quotas.admit(grower.row, (want,), is_now=True)
             if isinstance(admitted, Excess):
@@ -357,11 +360,6 @@ class _Growth:
         grower.added.append(member)
         grower.counts[role] += 1
         return True
-
-    def _near(self, grower: _Grower) -> Near | None:
-        gang = self._snapshot.gangs[int(self._snapshot.jobs.gang[grower.row])]
-        near = gang[0].near
-        return near and replace(near, beside=grower.beside)
 
     def _shape(self, row: int, role: str) -> Shape:
         roles = self._snapshot.job_at(row).spec.roles

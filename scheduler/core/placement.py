@@ -11,7 +11,7 @@ from scheduler.core.model import JobPhase, Levels, Shape, TaskId
 from scheduler.core.plan import Bind, Placement
 from scheduler.core.snapshot import PHASE_CODE, IntColumn, Snapshot, free_indices
 from scheduler.core.subtrees import Ask, Lack, fits_near, place_near
-from scheduler.core.topology import ROOT, Near
+from scheduler.core.topology import ROOT, Near, beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,15 @@ def wants_of(snapshot: Snapshot, row: int) -> tuple[Want, ...]:
         )
     tasks = snapshot.jobs.tasks[row]
     live = {(task.id.role, task.id.index) for task in tasks}
-    beside = snapshot.nodes.row_of[tasks[0].node] if tasks else -1
+    nodes = snapshot.nodes
+    places = [(nodes.row_of[task.node], task.devices) for task in tasks]
     return tuple(
         Want(
             role.name,
             role.shape,
             must=(),
             may=free_indices(live, role.name, role.count),
-            near=role.near and replace(role.near, beside=beside),
+            near=beside(role.near, nodes.nodes, places) if role.near and places else role.near,
         )
         for role in gang
     )

@@ -319,7 +319,10 @@ class _Search:
 
     def beside(self, asks: Sequence[Ask]) -> list[list[Spot]] | None:
         """Book tasks as near as possible to those that the job has already."""
-        space, tree = self._space, self._tree
+        space, tree, near = self._space, self._tree, self._near
+        if self._required == tree.nvlink and near.linked:
+            row = np.array([near.beside])
+            return self._fill(row, asks, level=tree.nvlink, among=near.linked)
         found: list[list[Spot]] = [[] for _ in asks]
         levels = range(tree.host, min(self._required, tree.host) - 1, -1)
         # The node of the others may have left every domain of the required level meanwhile.

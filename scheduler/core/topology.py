@@ -6,7 +6,7 @@ at every level as columns. What a job asks of places is its `Near`; `subtrees` s
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from scheduler.core.model import HOST, NVLINK, JobSpec, Levels, Node
 
 IntColumn = NDArray[np.int64]
 Rows = NDArray[np.intp]
+
+Place = tuple[int, tuple[int, ...]]
+"""The row of a node, and devices of it."""
 
 HOST_LABEL = "kubernetes.io/hostname"
 """Stands for the node itself, whether or not it has such a label."""
@@ -32,6 +35,7 @@ class Near:
     preferred: str = ""  # level of which as few domains as possible should hold them
     is_balanced: bool = False  # spread evenly over as few domains as hold them
     beside: int = -1  # node row of tasks that are there already; -1: none
+    linked: tuple[int, ...] = ()  # devices of that node in the clique of those tasks
 
 
 def near_of(spec: JobSpec) -> Near | None:
@@ -43,6 +47,13 @@ def near_of(spec: JobSpec) -> Near | None:
         preferred=spec.topology_preferred,
         is_balanced=spec.topology_balanced,
     )
+
+
+def beside(near: Near, nodes: Sequence[Node], places: Sequence[Place]) -> Near:
+    """Return what is asked of places beside those where tasks of the job are already."""
+    row, devices = next((place for place in places if place[1]), places[0])
+    linked = (clique for clique in cliques_of(nodes[row]) if set(devices[:1]) & set(clique))
+    return replace(near, beside=row, linked=next(linked, ()))
 
 
 def check_levels(spec: JobSpec, levels: Levels) -> None:
