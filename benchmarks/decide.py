@@ -51,7 +51,12 @@ def place_labels(i: int) -> tuple[tuple[str, str], ...]:
 
 def cluster(n_nodes: int, *, has_racks: bool = False) -> Engine:
     engine = Engine()
-    for i in range(n_nodes):
+    add_nodes(engine, range(n_nodes), has_racks=has_racks)
+    return engine
+
+
+def add_nodes(engine: Engine, numbers: range, *, has_racks: bool = False) -> None:
+    for i in numbers:
         gpus = tuple(Gpu(uuid=f"{i}-{d}", memory_mib=81_920) for d in range(8))
         engine.observe(
             NodeRegistered(
@@ -66,7 +71,6 @@ def cluster(n_nodes: int, *, has_racks: bool = False) -> Engine:
                 ),
             )
         )
-    return engine
 
 
 def shapes(n_shapes: int) -> list[Shape]:
