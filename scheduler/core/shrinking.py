@@ -10,8 +10,9 @@ out not to be needed is spared: jobs as a whole, dearest first, then task by tas
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 
@@ -24,10 +25,12 @@ from scheduler.core.ports import PreemptionRule
 from scheduler.core.preemption import CPU_WEIGHT, RESTART_S
 from scheduler.core.quotas import Claim, Excess, Quotas, least_of
 from scheduler.core.reclaim import MOST_TRIES, Room, of_type
-from scheduler.core.snapshot import BoolColumn, Rows
+from scheduler.core.snapshot import BoolColumn, FloatColumn, IntColumn, Rows
 
 Spare = dict[int, Counter[str]]
-"""By job row, how many tasks of each role may go."""
+"""By job row, how many tasks of each role may go: at least one."""
+
+_NOTHING = np.empty((0, AMOUNTS), np.int64)
 
 
 @dataclass(slots=True)
@@ -36,6 +39,31 @@ class Cut:
 
     tasks: list[Task] = field(default_factory=list)
     is_surplus: bool = True  # nothing of what the job wants
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """A running job as it stands in this cycle, and what each of its T tasks holds."""
+
+    tasks: list[Task]  # who goes first, first
+    node: Rows  # [T]
+    amount: IntColumn  # [T, 3]
+    width: FloatColumn  # [T] in GPUs
+    n_roles: int
+    surplus: Counter[str]  # tasks beyond what it wants, by role
+    spare: Counter[str]  # tasks beyond what it needs
+    cost_gpu_s: float  # of shrinking it
+
+    def only(self, roles: Container[str]) -> "_Holder":
+        """Return it with the tasks of these roles alone."""
+        going = [i for i, task in enumerate(self.tasks) if task.id.role in roles]
+        return replace(
+            self,
+            tasks=[self.tasks[i] for i in going],
+            node=self.node[going],
+            amount=self.amount[going],
+            width=self.width[going],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +98,7 @@ class Shrinking:
             rows = rows[np.array([kind is JobKind.INFERENCE for kind in kinds], np.bool_)]
         self._rows = rows
         self.cuts: dict[int, Cut] = {}  # by job row
+        self._holders: dict[int, _Holder] = {}  # by job row, those looked at so far
 
     @property
     def is_idle(self) -> bool:
@@ -182,21 +211,44 @@ class Shrinking:
 
     def _spare(self, rows: Rows, *, is_surplus: bool) -> Spare:
         """Return how many tasks may go: beyond what is wanted, or beyond what is needed."""
-        snapshot = self.draft.snapshot
         spare: Spare = {}
         for row in rows.tolist():
-            staying = Counter(task.id.role for task in self.staying(row))
-            spec = snapshot.job_at(row).spec
-            more = Counter(
-                {
-                    role.name: staying[role.name]
-                    - (role.count if is_surplus else role.min_count)
-                    for role in spec.roles
-                }
-            )
-            if +more and (spec.kind is JobKind.INFERENCE or self._is_whole(row)):
-                spare[row] = +more
+            holder = self.holder(row)
+            if more := holder.surplus if is_surplus else holder.spare:
+                spare[row] = more
         return spare
+
+    def holder(self, row: int) -> _Holder:
+        """Return how a job stands that may give tasks up."""
+        if row not in self._holders:
+            self._holders[row] = self._look_at(row)
+        return self._holders[row]
+
+    def _look_at(self, row: int) -> _Holder:
+        snapshot = self.draft.snapshot
+        spec, shapes = snapshot.job_at(row).spec, self.shapes(row)
+        tasks = self.staying(row)[::-1]
+        n_of = Counter(task.id.role for task in tasks)
+        may_give = spec.kind is JobKind.INFERENCE or self._is_whole(row)
+        surplus = Counter({role.name: n_of[role.name] - role.count for role in spec.roles})
+        spare = Counter({role.name: n_of[role.name] - role.min_count for role in spec.roles})
+        asks = {
+            role: (shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli)
+            for role, shape in shapes.items()
+        }
+        width = {role: _width(shape) for role, shape in shapes.items()}
+        row_of = snapshot.nodes.row_of
+        amount = np.array([asks[task.id.role] for task in tasks], np.int64)
+        return _Holder(
+            tasks=tasks,
+            node=np.array([row_of[task.node] for task in tasks], np.intp),
+            amount=amount.reshape(-1, AMOUNTS),
+            width=np.array([width[task.id.role] for task in tasks], np.float64),
+            n_roles=len(spec.roles),
+            surplus=+surplus if may_give else Counter(),
+            spare=+spare if may_give else Counter(),
+            cost_gpu_s=self._cost_gpu_s(row, width),
+        )
 
     def _is_whole(self, row: int) -> bool:
         """Return whether no member of a gang has ended: one that is ending is left alone."""
@@ -242,11 +294,13 @@ class Shrinking:
 
     def cost_gpu_s(self, row: int) -> float:
         """Return what shrinking a job costs: a gang its restart and the work not saved."""
+        return self.holder(row).cost_gpu_s
+
+    def _cost_gpu_s(self, row: int, width_of: Mapping[str, float]) -> float:
         snapshot = self.draft.snapshot
         if row in self.cuts or snapshot.job_at(row).spec.kind is JobKind.INFERENCE:
             return 0.0
-        shapes = self.shapes(row)
-        width = sum(_width(shapes[task.id.role]) for task in snapshot.jobs.tasks[row])
+        width = sum(width_of[task.id.role] for task in snapshot.jobs.tasks[row])
         return width * (float(snapshot.unsaved_s(np.array([row], np.intp))[0]) + RESTART_S)
 
     def shapes(self, row: int) -> dict[str, Shape]:
@@ -306,6 +360,7 @@ class Shrinking:
             is_surplus = not wanted - left
             cut.is_surplus &= is_surplus
             self.draft.is_evicted[row] = True
+            self._holders.pop(row, None)
             found[row] = Cut(tasks, is_surplus)
         return found
 
@@ -323,37 +378,31 @@ class _Search:
 
     def _units(self) -> tuple[list[int], list[Task], Holdings]:
         """Return every task that could go, its job row, and what it holds, cheapest first."""
-        shrinking, snapshot = self._shrinking, self._shrinking.draft.snapshot
-        owners: list[int] = []
-        tasks: list[Task] = []
-        amounts: list[tuple[int, int, int]] = []
-        costs: list[float] = []
-        for row, roles in sorted(self._left.items()):
-            shapes = shrinking.shapes(row)
-            whole = shrinking.cost_gpu_s(row) / roles.total()
-            for task in reversed(shrinking.staying(row)):
-                if roles[task.id.role]:
-                    shape = shapes[task.id.role]
-                    owners.append(row)
-                    tasks.append(task)
-                    amounts.append((shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli))
-                    costs.append(whole or _width(shape) * RESTART_S)
-        n_units = len(tasks)
-        row_of = snapshot.nodes.row_of
+        jobs = self._shrinking.draft.snapshot.jobs
+        holders: list[_Holder] = []
+        wholes: list[float] = []
+        rows = sorted(self._left)
+        for row in rows:
+            holder, roles = self._shrinking.holder(row), self._left[row]
+            holders.append(holder if len(roles) == holder.n_roles else holder.only(roles))
+            wholes.append(holder.cost_gpu_s / roles.total())
+        tasks = list(chain.from_iterable(holder.tasks for holder in holders))
+        n_units, n_of = len(tasks), [len(holder.tasks) for holder in holders]
         held = Holdings(
             row=np.arange(n_units),
-            node=np.array([row_of[task.node] for task in tasks], np.intp),
-            amount=np.array(amounts, np.int64).reshape(-1, AMOUNTS),
+            node=np.concatenate([np.empty(0, np.intp), *(h.node for h in holders)]),
+            amount=np.concatenate([_NOTHING, *(h.amount for h in holders)]),
             cost=np.zeros(n_units),
             share=np.ones(n_units),
         )
-        cost = np.array(costs, np.float64)
-        of = np.array(owners, np.intp)
-        jobs = snapshot.jobs
+        of = np.repeat(np.array(rows, np.intp), n_of)
+        whole = np.repeat(np.array(wholes, np.float64), n_of)
+        alone = np.concatenate([np.empty(0), *(h.width for h in holders)]) * RESTART_S
+        cost = np.where(whole > 0, whole, alone)
         order = np.lexsort((np.arange(n_units), -jobs.sequence[of], jobs.priority[of], cost))
         rank = np.empty(n_units, np.intp)
         rank[order] = np.arange(n_units)
-        return owners, tasks, held.ordered(rank, cost)
+        return of.tolist(), tasks, held.ordered(rank, cost)
 
     def run(self) -> bool:
         """Take what the job needs to fit; return whether it does, else nothing is taken."""
