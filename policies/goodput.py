@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.contest import Array, Contest, contest_of
-from policies.linear_program import LinearProgram, Rows
 from policies.orderings import highest_priority, lower_priority
 from scheduler.core.model import MILLI, JobPhase, JobSpec
 from scheduler.core.ports import Round
 from scheduler.core.preemption import RESTART_S
-from scheduler.core.snapshot import PHASE_CODE, Snapshot
+from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
 
 POWER = -0.5
 """The fairness of the paper: the less, the more a job with little counts."""
@@ -82,6 +81,8 @@ def chosen(
     columns = [row for _, rows in of_class for row in rows]
     if not columns:
         return np.full(len(must_run), -1, np.intp)
+    from policies.linear_program import LinearProgram  # with scipy, which start-up goes without
+
     program = LinearProgram(given=len(columns))
     program.whole("given", node_limit=NODE_LIMIT)
     index = np.array(columns, np.intp)

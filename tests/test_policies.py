@@ -6,6 +6,8 @@ Small clusters are compared with exhaustive search: the cheapest victims, and ga
 import itertools
 import math
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -486,3 +488,13 @@ class TestPatience:
         cluster.cycle()
         cluster.submit("wide", gpus=4)
         assert cluster.decide().wake_at_s == 1600
+
+
+def test_a_daemon_starts_without_solvers() -> None:
+    """They take half a second and tens of MiB, and are loaded when a program is first asked."""
+    code = "import sys, scheduler.daemon.daemon, policies.registry; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "policies.registry" in loaded
+    assert not {"scipy", "torch", "cvxpy"} & set(loaded)
