@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from policies.contest import Array, Contest, Sharing, arrived_at_s, contest_of
 from policies.granting import answered, scope_of
 from policies.orderings import lower_priority
-from policies.rounds import ROUNDS_KEPT, SMALLEST, Rounds, keeps_work
+from policies.rounds import (
+    ROUNDS_KEPT,
+    SMALLEST,
+    Rounds,
+    is_anybody_bound,
+    keeps_work,
+    types_to_start_on,
+)
 from policies.sharing import Ways, mates_of, meetings, sharing_of
 from scheduler.core.ports import Round
 from scheduler.core.preemption import RESTART_S
@@ -324,20 +331,9 @@ class _Turn:
 
     def gpu_types(self) -> dict[int, tuple[str, ...]]:
         """Return the types on which each waiting job may start: its own, if it is served."""
-        contest, on = self._contest, self._runs
-        gpus = np.where(self._mate >= 0, contest.gpus / 2, contest.gpus)
-        held = np.bincount(contest.on_type[on], gpus[on], len(contest.capacity))
-        free = contest.capacity - held
-        found = {}
-        for job in np.flatnonzero(~on).tolist():
-            gpu_type = int(self._served[job])
-            is_bound = gpu_type >= 0 and (
-                self._is_open or contest.gpus[job] <= free[gpu_type] + ROUNDING
-            )
-            allowed = [gpu_type] if is_bound else np.flatnonzero(contest.speeds[job]).tolist()
-            if len(allowed) < len(contest.gpu_types):
-                found[int(contest.rows[job])] = tuple(contest.gpu_types[k] for k in allowed)
-        return found
+        contest = self._contest
+        held = np.where(self._mate >= 0, contest.gpus / 2, contest.gpus)
+        return types_to_start_on(contest, self._served, held, is_open=self._is_open)
 
     def moves(self) -> tuple[int, ...]:
         """Return running jobs that leave another alone, or go on where they are faster."""
@@ -376,8 +372,5 @@ class _Turn:
         """Return when the next round or its second half begins, if that may change anything."""
         if (self._stays & (self._partner == self._mate)).all():
             return np.inf
-        # Those who wait for one of several types may then start on any of them.
-        is_bound = ~self._runs & (self._served >= 0)
-        has_choice = np.count_nonzero(self._contest.speeds, axis=1) > 1
-        is_halved = self._is_open and bool((is_bound & has_choice).any())
+        is_halved = self._is_open and is_anybody_bound(self._contest, self._served)
         return self._begin_s + self._round_s / (2 if is_halved else 1)

@@ -17,10 +17,8 @@ from policies.space_sharing import (
     Pairs,
     PairShares,
     Profiles,
-    equal_speeds,
+    level_pair_shares,
     most_for_all,
-    pair_shares,
-    without_pairs,
 )
 from policies.water_filling import water_filling_shares
 
@@ -45,21 +43,15 @@ def water_filling_pair_shares(
 
     The time limit is for each of the programs solved. Out of time, the shares without pairs.
     """
-    gpus, alone = profiles.gpus[profile], equal_speeds(profiles, profile, capacity)
-    shares = pair_shares(
+    return level_pair_shares(
         profiles,
         profile,
-        slope=weights * alone / gpus,
+        weights=weights,
         capacity=capacity,
         time_limit_s=time_limit_s,
         at_once=at_once,
         solve=_filled,
-    )
-    if isinstance(shares, PairShares):
-        return shares
-    return without_pairs(
-        water_filling_shares(profiles.alone[profile], gpus, weights=weights, capacity=capacity),
-        shares,
+        instead=water_filling_shares,
     )
 
 

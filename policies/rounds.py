@@ -232,19 +232,7 @@ class _Turn:
     def gpu_types(self) -> dict[int, tuple[str, ...]]:
         """Return the types on which each waiting job may start: its own, if it is served."""
         contest = self._contest
-        on = contest.on_type >= 0
-        held = np.bincount(contest.on_type[on], contest.gpus[on], len(contest.capacity))
-        free = contest.capacity - held
-        found = {}
-        for job in np.flatnonzero(~on).tolist():
-            gpu_type = int(self._served[job])
-            is_bound = gpu_type >= 0 and (
-                self._is_open or contest.gpus[job] <= free[gpu_type] + 1e-9
-            )
-            allowed = [gpu_type] if is_bound else np.flatnonzero(contest.speeds[job]).tolist()
-            if len(allowed) < len(contest.gpu_types):
-                found[int(contest.rows[job])] = tuple(contest.gpu_types[k] for k in allowed)
-        return found
+        return types_to_start_on(contest, self._served, contest.gpus, is_open=self._is_open)
 
     def moves(self) -> tuple[int, ...]:
         """Return running jobs that stop to go on where they are faster and have their share.
@@ -270,11 +258,35 @@ class _Turn:
 
     def wake_at_s(self) -> float:
         """Return when the next round or its second half begins, if that may change anything."""
-        on_type, half_s = self._contest.on_type, self._rule.round_s / 2
-        if ((on_type >= 0) & (self._served == on_type)).all():
+        on_type, served = self._contest.on_type, self._served
+        if ((on_type >= 0) & (served == on_type)).all():
             return np.inf
-        # Those who wait for one of several types may then start on any of them.
-        is_bound = (on_type < 0) & (self._served >= 0)
-        has_choice = np.count_nonzero(self._contest.speeds, axis=1) > 1
-        is_halved = self._is_open and bool((is_bound & has_choice).any())
-        return self._begin_s + (half_s if is_halved else 2 * half_s)
+        is_halved = self._is_open and is_anybody_bound(self._contest, served)
+        return self._begin_s + self._rule.round_s / (2 if is_halved else 1)
+
+
+def types_to_start_on(
+    contest: Contest, served: NDArray[np.intp], held: Array, *, is_open: bool
+) -> dict[int, tuple[str, ...]]:
+    """Return the types on which each waiting job may start, by row, if not on all.
+
+    Its own if it is served, in the second half of a round only if it is free: `held` has the
+    GPUs that each running job holds by itself.
+    """
+    on = contest.on_type >= 0
+    free = contest.capacity - np.bincount(contest.on_type[on], held[on], len(contest.capacity))
+    found = {}
+    for job in np.flatnonzero(~on).tolist():
+        gpu_type = int(served[job])
+        is_bound = gpu_type >= 0 and (is_open or contest.gpus[job] <= free[gpu_type] + 1e-9)
+        allowed = [gpu_type] if is_bound else np.flatnonzero(contest.speeds[job]).tolist()
+        if len(allowed) < len(contest.gpu_types):
+            found[int(contest.rows[job])] = tuple(contest.gpu_types[k] for k in allowed)
+    return found
+
+
+def is_anybody_bound(contest: Contest, served: NDArray[np.intp]) -> bool:
+    """Return whether one waits for its own type that may start on others later in the round."""
+    is_bound = (contest.on_type < 0) & (served >= 0)
+    has_choice = np.count_nonzero(contest.speeds, axis=1) > 1
+    return bool((is_bound & has_choice).any())

@@ -105,6 +105,30 @@ def max_min_pair_shares(
 
     The time limit is for each of the programs solved. Out of time, the shares without pairs.
     """
+    return level_pair_shares(
+        profiles,
+        profile,
+        weights=weights,
+        capacity=capacity,
+        time_limit_s=time_limit_s,
+        at_once=at_once,
+        solve=most_for_all,
+        instead=max_min_shares,
+    )
+
+
+def level_pair_shares(
+    profiles: Profiles,
+    profile: Rows,
+    *,
+    weights: Array,
+    capacity: Array,
+    time_limit_s: float | None,
+    at_once: int,
+    solve: Solve,
+    instead: Callable[..., Shares],
+) -> PairShares:
+    """Raise speeds per weight; `instead` finds the shares without pairs."""
     gpus, alone = profiles.gpus[profile], equal_speeds(profiles, profile, capacity)
     shares = pair_shares(
         profiles,
@@ -113,12 +137,12 @@ def max_min_pair_shares(
         capacity=capacity,
         time_limit_s=time_limit_s,
         at_once=at_once,
+        solve=solve,
     )
     if isinstance(shares, PairShares):
         return shares
     return without_pairs(
-        max_min_shares(profiles.alone[profile], gpus, weights=weights, capacity=capacity),
-        shares,
+        instead(profiles.alone[profile], gpus, weights=weights, capacity=capacity), shares
     )
 
 
@@ -139,6 +163,7 @@ def min_makespan_pair_shares(
         capacity=capacity,
         time_limit_s=time_limit_s,
         at_once=at_once,
+        solve=most_for_all,
     )
     if isinstance(shares, PairShares):
         level, prices = shares.alone.value, shares.alone.prices
@@ -171,7 +196,7 @@ def pair_shares(
     capacity: Array,
     time_limit_s: float | None,
     at_once: int,
-    solve: "Solve | None" = None,
+    solve: Solve,
 ) -> PairShares | Status:
     """Find the largest level with speeds of at least slope * level, or tell why not."""
     unit = equal_speeds(profiles, profile, capacity)
@@ -192,7 +217,7 @@ def pair_shares(
         capacity=capacity,
     )
     pairs = _worthwhile(profiles, groups, unit[jobs.first])
-    solution, chosen = (solve or most_for_all)(groups, pairs, at_once, time_limit_s)
+    solution, chosen = solve(groups, pairs, at_once, time_limit_s)
     if solution.status is not Status.OPTIMAL:
         return solution.status
     return _of_jobs(groups, chosen, solution, jobs.of_row)
