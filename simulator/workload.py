@@ -6,16 +6,16 @@ it is where, and how it ends is known to the world alone: its `Behaviour`, and t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from scheduler.core.model import JobPhase, JobSpec, SharedThroughput
+from scheduler.core.values import value_class
 
 FOREVER = float("inf")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Gang:
     """The tasks of a job at work, as far as their speed depends on them."""
 
@@ -45,7 +45,7 @@ class Behaviour(Protocol):
         """Return how fast the gang works with so much work done."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Steady:
     """Work at a constant speed per type of GPU: the behaviour of nearly every trace.
 
@@ -92,7 +92,7 @@ class Steady:
         return points[0][1] if n_tasks < points[0][0] else points[-1][1]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class TraceJob:
     """One arrival: what is submitted, when, and the truth about it.
 
@@ -118,7 +118,7 @@ class TraceJob:
     )  # or FAILED: exits badly; CANCELLED: its user gives up
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class NodeOutage:
     """A node, or some of its devices, is gone for a while; tasks there are lost.
 

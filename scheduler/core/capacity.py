@@ -5,7 +5,6 @@ disagree. Amounts are integers and `give` undoes `take` exactly.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -23,11 +22,12 @@ from scheduler.core.snapshot import (
     memory_of_fraction_mib,
 )
 from scheduler.core.topology import cliques_of
+from scheduler.core.values import value_class
 
 Devices = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Tasks:
     """What many tasks hold, as columns: H tasks and the devices of each, in the same order."""
 

@@ -4,15 +4,14 @@
 dataclasses, tuples, strings, numbers and None.
 """
 
-from dataclasses import dataclass
-
 from scheduler.core.model import Job, JobId, JobPhase, Node, Queue, QueueName, StopCause, Task
 from scheduler.core.records import NOTHING_RECEIVED, Received, Seat
+from scheduler.core.values import value_class
 
 DUMP_FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class JobDump:
     """One live job: the fields of `JobRecord`, tasks as a tuple."""
 
@@ -47,7 +46,7 @@ class JobDump:
     history: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class NodeDump:
     """One node, in the order of registration; what it has free follows from the jobs."""
 
@@ -61,7 +60,7 @@ class NodeDump:
     failed_at_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class RequestDump:
     """The answer to a request id."""
 
@@ -72,7 +71,7 @@ class RequestDump:
     at_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class OutcomeDump:
     """What dependencies need to know of a job or an array: how many ended, and how."""
 
@@ -83,7 +82,7 @@ class OutcomeDump:
     ended_at_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class UsageDump:
     """What a queue used on average by then, by resource; see `usage`."""
 
@@ -92,7 +91,7 @@ class UsageDump:
     average: tuple[tuple[str, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Dump:
     """Everything the engine knows at one revision."""
 

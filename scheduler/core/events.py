@@ -5,8 +5,6 @@ it is total and deterministic, so a replay repeats every verdict, refusals inclu
 `at_s` is epoch seconds, read from a clock by whoever made the event.
 """
 
-from dataclasses import dataclass
-
 from scheduler.core.model import (
     JobId,
     JobSpec,
@@ -17,9 +15,10 @@ from scheduler.core.model import (
     TaskId,
 )
 from scheduler.core.plan import Eviction, Placement, Plan, Resize
+from scheduler.core.values import value_class
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class JobsSubmitted:
     """A user submitted a job or an array. Ids are given out when it is observed.
 
@@ -34,7 +33,7 @@ class JobsSubmitted:
     fingerprint: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class JobCancelled:
     """A user gave a job, or all of an array, up."""
 
@@ -43,7 +42,7 @@ class JobCancelled:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class JobSuspended:
     """A user put a job, or all of an array, on hold: it stops and keeps its place."""
 
@@ -52,7 +51,7 @@ class JobSuspended:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class JobResumed:
     """A user let a suspended job, or array, wait for capacity again."""
 
@@ -61,7 +60,7 @@ class JobResumed:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class JobUpdated:
     """A user changed a job; None and missing roles stay as they are."""
 
@@ -76,7 +75,7 @@ class JobUpdated:
     replicas: tuple[tuple[str, int], ...] = ()  # (role, new count) within its min and max
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class NodeRegistered:
     """A node joined, or came back with another shape. Clears `up=False`."""
 
@@ -84,7 +83,7 @@ class NodeRegistered:
     node: Node
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class NodeRemoved:
     """A node left for good; what ran there is lost."""
 
@@ -92,7 +91,7 @@ class NodeRemoved:
     name: NodeName
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class NodeHealthChanged:
     """A node, or some of its devices, failed or recovered.
 
@@ -106,7 +105,7 @@ class NodeHealthChanged:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class NodeCordoned:
     """An admin closed a node to new tasks (cordon), emptied it (drain) or opened it again."""
 
@@ -117,7 +116,7 @@ class NodeCordoned:
     is_draining: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class QueuePut:
     """An admin made or replaced a queue."""
 
@@ -126,7 +125,7 @@ class QueuePut:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class QueueStateSet:
     """An admin opened, closed, started or stopped a queue; None stays as it is."""
 
@@ -137,7 +136,7 @@ class QueueStateSet:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class HalfLifeSet:
     """The configuration says how fast what queues used is forgotten; 0: it does not count."""
 
@@ -145,7 +144,7 @@ class HalfLifeSet:
     half_life_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class QueueDeleted:
     """An admin removed a queue; rejected while jobs are in it."""
 
@@ -154,7 +153,7 @@ class QueueDeleted:
     by: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class PlanCommitted:
     """A plan's actions are to happen. What went stale since its snapshot is dropped here."""
 
@@ -168,7 +167,7 @@ class PlanCommitted:
     makes_room_for: tuple[JobId, ...] = ()  # those go first until they start
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class TaskStarted:
     """An executor started a task. Repeats are ignored."""
 
@@ -176,7 +175,7 @@ class TaskStarted:
     task: TaskId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class TaskEnded:
     """A task's process is gone and its resources are free. Repeats are ignored.
 
@@ -192,7 +191,7 @@ class TaskEnded:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class TaskCheckpointed:
     """A task saved its work; what ran until now is safe."""
 
@@ -200,7 +199,7 @@ class TaskCheckpointed:
     task: TaskId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class RetentionPassed:
     """Outcomes and request ids of jobs that ended before this moment may be forgotten."""
 

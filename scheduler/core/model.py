@@ -5,9 +5,10 @@ asked for; a `Job` is one identity made from it; a `Task` is one placed member o
 Everything that changes over time lives in `state`.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, NewType
+
+from scheduler.core.values import value_class
 
 JobId = NewType("JobId", str)
 """`17` for a job, `17_3` for element 3 of the array 17; an array itself is named `17`."""
@@ -100,7 +101,7 @@ class TaintEffect(StrEnum):
     NO_EXECUTE = "no_execute"  # also stops what already runs there
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Taint:
     """A mark on a node that keeps tasks away unless they tolerate it."""
 
@@ -109,7 +110,7 @@ class Taint:
     effect: TaintEffect = TaintEffect.NO_SCHEDULE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Toleration:
     """Permission to run despite a taint; value None tolerates every value of the key."""
 
@@ -121,7 +122,7 @@ class Toleration:
         return self.key == taint.key and self.value in (None, taint.value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Shape:
     """What one task asks of a node. Equal shapes are placed alike and cached together.
 
@@ -146,7 +147,7 @@ class Shape:
         return self.gpus * MILLI + self.gpu_milli
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Launch:
     """What an executor runs for a task. The core never looks inside."""
 
@@ -160,7 +161,7 @@ AS_COUNT = -1
 """The min or max count of a role that does not say: its count."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Role:
     """A group of identical tasks in a job: worker, ps, driver, executor, replica.
 
@@ -181,7 +182,7 @@ class Role:
                 object.__setattr__(self, field, self.count)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Dependency:
     """A condition on another job, or on every element of an array."""
 
@@ -189,7 +190,7 @@ class Dependency:
     kind: DependencyKind = DependencyKind.AFTER_OK
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class SharedThroughput:
     """How fast a job is, in units of its throughput, beside another on the same GPUs."""
 
@@ -202,7 +203,7 @@ RESIZE_COOLDOWN_S = 600.0
 """How long an elastic job keeps its size unless it says otherwise."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """What a user submits: one gang of one or more roles, or an array of such gangs."""
 
@@ -305,7 +306,7 @@ MAX_BACKOFF_S = 300.0
 """Retries never wait longer than this (Kubernetes caps container back-off alike)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Job:
     """One identity made from a spec. What changes over time lives in `state`."""
 
@@ -331,7 +332,7 @@ class TaskId(NamedTuple):
         return f"{self.job}/{self.role}-{self.index}@{self.attempt}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Task:
     """A placed member of a job. `devices` index the node's GPUs."""
 
@@ -381,7 +382,7 @@ class Task:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """One device of a node. Its index is its place in `Node.gpus`."""
 
@@ -389,7 +390,7 @@ class Gpu:
     memory_mib: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Node:
     """A machine, or a declared part of one, that runs tasks. All its GPUs are of one type."""
 
@@ -413,7 +414,7 @@ NVLINK = "nvlink"
 """The level of the devices of one node that are linked directly."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Level:
     """A level of the tree: its name, and the node label whose values are its domains."""
 
@@ -446,7 +447,7 @@ Amounts = tuple[tuple[str, int], ...]
 `gpu_milli:TYPE`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Queue:
     """A tenant's place in a tree of queues; empty submitters means everybody.
 

@@ -4,7 +4,7 @@ Works on a `Space` and leaves it as it was when it fails. Node order is total, s
 give equal placements. Making room is left to `preemption`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from scheduler.core.draft import Draft, Place, Space, Spot
 from scheduler.core.model import JobPhase, Levels, Shape, TaskId
@@ -12,9 +12,10 @@ from scheduler.core.plan import Bind, Placement
 from scheduler.core.snapshot import PHASE_CODE, IntColumn, Snapshot, free_indices
 from scheduler.core.subtrees import Ask, Lack, fits_near, place_near
 from scheduler.core.topology import ROOT, Near, beside
+from scheduler.core.values import value_class
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True, kw_only=False)
 class Want:
     """The tasks of one role that a job wants placed: some it must have, some it may."""
 
@@ -25,7 +26,7 @@ class Want:
     near: Near | None = None  # of the whole job
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True, kw_only=False)
 class Member:
     """One task with its place."""
 
@@ -34,7 +35,7 @@ class Member:
     spot: Spot
 
 
-@dataclass(frozen=True, slots=True)
+@value_class(frozen=True, slots=True, kw_only=False)
 class Shortfall:
     """The role that did not fit, and how many of its tasks would have."""
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scheduler.core.model import Job, JobId, NodeName, StopCause, Task, TaskId
 from scheduler.core.records import JobRecord, Seat
+from scheduler.core.values import value_class
 
 
 class Cause(StrEnum):
@@ -43,7 +44,7 @@ class Cause(StrEnum):
     RELEASE = "release"  # waits for tasks that were asked to stop
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class NodeCount:
     """So many nodes cannot take the task for this cause; `detail` is for people.
 
@@ -62,7 +63,7 @@ class NodeCount:
         return f"{self.n_nodes} {verb} {rest}".rstrip()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Unplaced:
     """Why a job waits. Shared by all jobs that wait for the same reason."""
 
@@ -87,7 +88,7 @@ class Unplaced:
         return f"{self.detail}; {line}" if self.detail else line
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Bind:
     """One task on one node, with the devices it gets."""
 
@@ -97,7 +98,7 @@ class Bind:
     devices: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Placement:
     """The binds of one job that stand or fall together."""
 
@@ -108,7 +109,7 @@ class Placement:
     beside: JobId | None = None  # the job that has its devices, which the two share
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Eviction:
     """Tasks of one job that are asked to stop, with the time they get to save their work."""
 
@@ -120,7 +121,7 @@ class Eviction:
     for_job: JobId | None = None  # who goes first when the job starts again
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Resize:
     """A gang that stops in order to go on, on these seats, with another number of tasks.
 
@@ -164,7 +165,7 @@ class Granted:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything one cycle decided."""
 
@@ -218,7 +219,7 @@ class Refusal(StrEnum):
     PRECONDITION = "precondition"  # right request, wrong moment
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Rejected:
     """The event changed nothing. `field` names what was wrong with a command."""
 

@@ -20,6 +20,7 @@ from scheduler.core.model import (
     Task,
     TaskId,
 )
+from scheduler.core.values import value_class
 
 HISTORY_LIMIT = 64
 """Lines of history kept per job: enough for a dozen attempts."""
@@ -28,7 +29,7 @@ STINTS_KEPT = 32
 """Stints kept per job: more than the rounds that shares are realised over."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Stint:
     """GPU time that tasks of a job, started together, had on one type of GPU."""
 
@@ -41,7 +42,7 @@ class Stint:
     devices: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Received:
     """The GPU time that a job had, but for tasks that still run."""
 
@@ -71,7 +72,7 @@ class Received:
 NOTHING_RECEIVED = Received()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class Seat:
     """A place that is kept for one task of a gang while it restarts with another size."""
 
@@ -160,7 +161,7 @@ class JobRecord:
         return self.gpu_s_before + live_gpu_milli_s / MILLI
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class NodeView:
     """A node as it is now, for readers."""
 

@@ -31,6 +31,7 @@ from scheduler.core.queue_rules import with_defaults
 from scheduler.core.queue_tree import QueueTree
 from scheduler.core.records import NOTHING_RECEIVED, Received, Seat, Stint
 from scheduler.core.topology import Near, Tree, near_of, tree_of
+from scheduler.core.values import value_class
 
 IntColumn = NDArray[np.int64]
 FloatColumn = NDArray[np.float64]
@@ -254,7 +255,7 @@ def memory_of_fraction_mib(shape: Shape, device_memory_mib: int) -> int:
     return shape.gpu_memory_mib or device_memory_mib * shape.gpu_milli // MILLI
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_class(frozen=True, slots=True, kw_only=True)
 class GangRole:
     """What placement needs to know of a role."""
 
