@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from report import report
 
-from policies.deadlines import KEPT, MOST, STEADY, Due, admitted, paced
+from policies.admission import admitted
+from policies.deadlines import KEPT, MOST, STEADY, Due, paced
 from policies.filling import Tree
 from policies.finish_time import finish_time_shares
 from policies.hierarchical import hierarchical_shares

@@ -6,8 +6,9 @@ a promise is taken back only if nodes are lost or estimates prove wrong.
 
 import numpy as np
 
+from policies.admission import admitted
 from policies.contest import Contest, Grant
-from policies.deadlines import Due, admitted, paced
+from policies.deadlines import Due, paced
 from policies.linear_program import Flags, Rows
 from policies.max_min_fairness import max_min_shares
 

@@ -13,22 +13,15 @@ now is the first slot of the solution that lets the promised work at a steady pa
 be, then raises the least of the others (as in `max_min_fairness`), then does most.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse  # type: ignore[import-untyped]
 
-from policies.linear_program import Array, Flags, LinearProgram, Rows, Solution, Status
+from policies.linear_program import Array, LinearProgram, Rows, Solution, Status
 from policies.shares import equal_share, within_limits
 
 MOST_SLOTS = 48
-MARGIN = 0.05
-"""What more than its work must fit before a job is promised anything: estimates err."""
-SLACK_S = 1.0
-"""A promise is not taken back for a second at full speed: what is left is known so well."""
-MOST_TESTS = 32
-"""Programs solved to find out who can be promised what; the rest is refused this time."""
-ROUNDING = 1e-6
 KEPT, STEADY, MOST = 1e5, 1e3, 1e-3
 """The order of aims in one objective: that all promised work is done, the pace of it, the least
 of the others (1), what is done in all."""
@@ -103,74 +96,7 @@ class Due:
         return sparse.csr_array(sparse.block_diag(blocks))
 
 
-def admitted(due: Due, order: Rows, kept: Flags, *, time_limit_s: float | None = None) -> Rows:
-    """Return who can be promised their deadlines, considered one after another in that order.
-
-    First those who are kept, who need room for their work but a second's; then the others, who
-    need `MARGIN` more than their work beside what those do.
-    """
-    fastest = np.maximum(due.speeds.max(axis=1, initial=0.0), np.finfo(float).tiny)
-    tests = _Tests(
-        due, need=np.maximum(due.work - SLACK_S * fastest, 0.0), limit_s=time_limit_s
-    )
-    order = order[due.n_slots[order] > 0]
-    promised = tests.longest(order[:0], order[kept[order]])
-    tests.need = np.where(kept, tests.had(promised), due.work * (1 + MARGIN))
-    new = order[~kept[order]]
-    could = tests.need[new] <= fastest[new] * due.deadline_s[new]
-    return tests.longest(promised, new[could])
-
-
-@dataclass(slots=True, kw_only=True)
-class _Tests:
-    """What fits, tried by one program after another."""
-
-    due: Due = field(kw_only=False)
-    need: Array
-    limit_s: float | None
-    n_left: int = MOST_TESTS
-
-    def longest(self, promised: Rows, waiting: Rows) -> Rows:
-        """Return the promised and, one after another, all of the waiting that fit beside."""
-        while len(waiting) and self.n_left > 0:
-            # The longest beginning of those waiting that fits; who comes after it is refused.
-            low, high = 0, len(waiting)
-            tried = high
-            while low < high and self.n_left > 0:
-                if self._fits(np.concatenate([promised, waiting[:tried]])):
-                    low = tried
-                else:
-                    high = tried - 1
-                tried = (low + high + 1) // 2
-            promised = np.concatenate([promised, waiting[:low]])
-            waiting = waiting[low + 1 :]
-        return promised
-
-    def had(self, jobs: Rows) -> Array:
-        """Return the work that jobs can do, if not quite all."""
-        done = self.due.work.copy()
-        if len(jobs):
-            least = self._shortest(jobs, done)
-            if least.status is Status.OPTIMAL:
-                done[jobs] *= 1 - np.clip(least["short"], 0.0, 1.0)
-        return done
-
-    def _fits(self, jobs: Rows) -> bool:
-        self.n_left -= 1
-        least = self._shortest(jobs, self.need)
-        return least.status is Status.OPTIMAL and least.value <= ROUNDING * len(jobs)
-
-    def _shortest(self, jobs: Rows, need: Array) -> Solution:
-        """Do as much as can be of what jobs need before their deadlines."""
-        due = self.due
-        lp = due.program(jobs, short=len(jobs))
-        _within_limits(lp, due, jobs, {})
-        whole = need[jobs] / due.work[jobs]
-        lp.at_least({"time": due.done(jobs), "short": sparse.eye_array(len(jobs))}, whole)
-        return lp.minimize("short", time_limit_s=self.limit_s)
-
-
-def _within_limits(
+def add_limits(
     lp: LinearProgram, due: Due, jobs: Rows, beside: dict[str, sparse.csr_array]
 ) -> None:
     """Add the limits; `beside` takes GPU time of (type, slot), too."""
@@ -213,7 +139,7 @@ def paced(
     lp.bound("least", upper=np.inf if len(runs) else 0.0)
     into_first = sparse.kron(sparse.eye_array(n_types), np.eye(n_slots)[:, [0]] * first_s)
     beside = sparse.csr_array(sparse.kron(gpus[None, :], into_first))
-    _within_limits(lp, due, jobs, {"share": beside} if n_others else {})
+    add_limits(lp, due, jobs, {"share": beside} if n_others else {})
     if n_others:
         one = sparse.kron(sparse.eye_array(n_others), np.ones((1, n_types)))
         lp.at_most({"share": one}, 1.0)

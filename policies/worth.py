@@ -15,7 +15,6 @@ is always a point strictly inside.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from policies.interior_point import (
     GOOD_ENOUGH,
@@ -25,6 +24,7 @@ from policies.interior_point import (
     TOLERANCE,
 )
 from policies.linear_program import Array
+from policies.newton import moved, products, quotient, reach
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Worth:
             with np.errstate(all="ignore"):
                 for _ in range(MAX_STEPS):
                     newton = _Newton.at(self, point)
-                    gap = _products(point.primal, point.dual)
+                    gap = products(point.primal, point.dual)
                     worst = max(gap / (1 + abs(self.value(point.x))), newton.residual)
                     if worst < worst_of_best:
                         best, worst_of_best = (point.x, point.price), worst
@@ -152,9 +152,9 @@ class _Point:
         """Look ahead along the straight way to the optimum, then go there by the centre."""
         pairs = list(zip(self.primal, self.dual, strict=True))
         primal, dual = newton.towards([-a * b for a, b in pairs])
-        left = _products(
-            _moved(self.primal, primal, _reach(self.primal, primal)),
-            _moved(self.dual, dual, _reach(self.dual, dual)),
+        left = products(
+            moved(self.primal, primal, reach(self.primal, primal)),
+            moved(self.dual, dual, reach(self.dual, dual)),
         )
         n_pairs = sum(np.count_nonzero(a) for a in self.primal)
         centre = (left / gap) ** 3 * gap / n_pairs
@@ -166,8 +166,8 @@ class _Point:
         )
         return _Point(
             across=self.across,
-            primal=_moved(self.primal, primal, _reach(self.primal, primal, TO_THE_WALL)),
-            dual=_moved(self.dual, dual, _reach(self.dual, dual, TO_THE_WALL)),
+            primal=moved(self.primal, primal, reach(self.primal, primal, TO_THE_WALL)),
+            dual=moved(self.dual, dual, reach(self.dual, dual, TO_THE_WALL)),
         )
 
 
@@ -202,13 +202,13 @@ class _Newton:
         x, s, beyond, short, room_left, lacks = point.primal
         z, w, y, y_left, price, price_left = point.dual
         speed, across = program.speed, point.across
-        ratio = _quotient(x, z)
+        ratio = quotient(x, z)
         idle = ratio.sum(axis=0) + s / w
         mean = np.einsum("kj,kj->j", speed, ratio) / idle
         apart = speed - mean
         spread = ratio * apart
         curve = np.einsum("kj,kj->j", spread, apart) + mean * mean * (s / w)
-        yields = _quotient(y * y_left, beyond * y_left + short * y)
+        yields = quotient(y * y_left, beyond * y_left + short * y)
         give = yields.sum(axis=0)
         stiff = 1 + give * curve
         load = np.einsum("lkj,kj->lj", across, ratio)
@@ -220,7 +220,7 @@ class _Newton:
         reduced = np.einsum("li,mi->lm", flat, apart_across.reshape(n_prices, -1))
         reduced += np.einsum("lj,mj->lm", even * (s / w), even)
         reduced -= np.einsum("lj,mj->lm", pull * (give / stiff), pull)
-        reduced[np.diag_indices(n_prices)] += room_left / price + _quotient(lacks, price_left)
+        reduced[np.diag_indices(n_prices)] += room_left / price + quotient(lacks, price_left)
         cost = np.einsum("lkj,l->kj", across, price) + w - program.worth
         cost = np.where(z > 0, z - cost + speed * y.sum(axis=0), 0.0)
         earned = np.einsum("kj,kj->j", speed, x)
@@ -240,9 +240,9 @@ class _Newton:
         _, s, beyond, short, room_left, lacks = self.point.primal
         z, w, y, y_left, price, price_left = self.point.dual
         aim_x, aim_s, aim_beyond, aim_short, aim_room, aim_lacks = aims
-        drift = _quotient(aim_x, z) + self.ratio * self.cost
+        drift = quotient(aim_x, z) + self.ratio * self.cost
         missing = -self.time - drift.sum(axis=0) - aim_s / w
-        lift = _quotient(aim_beyond, y) - _quotient(aim_short, y_left) - self.requirement
+        lift = quotient(aim_beyond, y) - quotient(aim_short, y_left) - self.requirement
         earns = np.einsum("kj,kj->j", self.apart, drift) - self.mean * (self.time + aim_s / w)
         first = ((self.yields * lift).sum(axis=0) - self.give * earns) / self.stiff
         right = (
@@ -251,7 +251,7 @@ class _Newton:
             + np.einsum("lj,j->l", self.load, missing / self.idle)
             + np.einsum("lj,j->l", self.pull, first)
             + aim_room / price
-            - _quotient(aim_lacks, price_left)
+            - quotient(aim_lacks, price_left)
         )
         d_price: Array = np.linalg.solve(self.reduced, right).astype(float)
         d_sum = first + self.give / self.stiff * np.einsum("l,lj->j", d_price, self.pull)
@@ -259,39 +259,16 @@ class _Newton:
         dw -= (missing + np.einsum("l,lj->j", d_price, self.load)) / self.idle
         dz = np.einsum("l,lkj->kj", d_price, self.point.across) + dw - self.speed * d_sum
         dz = np.where(z > 0, dz - self.cost, 0.0)
-        dx = _quotient(aim_x, z) - self.ratio * dz
-        part = _quotient(self.yields, np.broadcast_to(self.give, self.yields.shape))
+        dx = quotient(aim_x, z) - self.ratio * dz
+        part = quotient(self.yields, np.broadcast_to(self.give, self.yields.shape))
         dy = self.yields * (lift - (part * lift).sum(axis=0)) + part * d_sum
         primal = [
             dx,
             (aim_s - s * dw) / w,
-            _quotient(aim_beyond - beyond * dy, y),
-            _quotient(aim_short + short * dy, y_left),
+            quotient(aim_beyond - beyond * dy, y),
+            quotient(aim_short + short * dy, y_left),
             (aim_room - room_left * d_price) / price,
-            _quotient(aim_lacks + lacks * d_price, price_left),
+            quotient(aim_lacks + lacks * d_price, price_left),
         ]
         d_left = np.where(price_left > 0, -d_price, 0.0)
         return primal, [dz, dw, dy, -dy, d_price, d_left]
-
-
-def _quotient(value: Array, by: Array) -> Array:
-    """Return the quotient, and 0 for what is not there."""
-    there: NDArray[np.bool_] = by > 0
-    return np.divide(value, by, out=np.zeros(by.shape), where=there)
-
-
-def _products(left: list[Array], right: list[Array]) -> float:
-    pairs = zip(left, right, strict=True)
-    return sum(float(np.einsum("i,i", a.ravel(), b.ravel())) for a, b in pairs)
-
-
-def _moved(values: list[Array], changes: list[Array], reach: float) -> list[Array]:
-    return [v + reach * d for v, d in zip(values, changes, strict=True)]
-
-
-def _reach(values: list[Array], changes: list[Array], share: float = 1.0) -> float:
-    """Return the part of the step, at most 1, that goes `share` of the way to a zero."""
-    steepest = min(
-        float(_quotient(d, v).min(initial=0.0)) for v, d in zip(values, changes, strict=True)
-    )
-    return 1.0 if steepest > -share else -share / steepest

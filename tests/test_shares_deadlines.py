@@ -9,11 +9,13 @@ from cluster_testing import Cluster
 from rounds_testing import play
 from shares_testing import optimum
 
+from policies.admission import MARGIN, SLACK_S, admitted
 from policies.contest import Contest, contest_of
 from policies.deadline_shares import BROKEN, LOST, PROMISED, REFUSED, deadline_shares
-from policies.deadlines import MARGIN, MOST_SLOTS, SLACK_S, STEADY, Due, admitted, paced
+from policies.deadlines import MOST_SLOTS, STEADY, Due, paced
 from policies.linear_program import Status
 from policies.rounds import ROUND_S
+from policies.shortage import Shortage
 from scheduler.core.cycle import DRY_RUN_ID, dry_run
 from scheduler.core.model import DEFAULT_QUEUE, JobId
 from scheduler.core.queue_tree import QueueTree
@@ -83,6 +85,69 @@ def test_on_one_gpu_it_is_earliest_deadline_first_one_after_another(seed: int) -
             expected.append(job)
     due = due_on([[1.0]] * 9, work.tolist(), deadline_s.tolist())
     assert admit(due) == expected
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_on_several_types_one_after_another_is_asked_of_a_program(seed: int) -> None:
+    due = crowded(seed)
+    expected: list[int] = []
+    for job in range(len(due.work)):
+        jobs = np.array([*expected, job])
+        need = due.work * NEW
+        if least_shortage(due, jobs, need) <= 1e-7:
+            expected.append(job)
+    assert 3 < len(expected) < len(due.work)
+    assert admit(due) == expected
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_lacks_is_known_from_both_sides(seed: int) -> None:
+    due = crowded(seed)
+    part = due.speeds / due.work[:, None]
+    in_time_s = due.lengths_s * (np.arange(len(due.ends_s)) < due.n_slots[:, None])
+    speed = part[:, :, None] * in_time_s[:, None]
+    held = (due.gpus[:, None] / due.capacity)[:, :, None]
+    program = Shortage(
+        speed=speed, demand=np.where(speed > 0, held, 0.0), asked=np.full(len(due.work), 1.0)
+    )
+    expected = least_shortage(due, np.arange(len(due.work)), due.work)
+    least = program.solve(enough=1e-7, near=1.0)
+    assert least.at_least == pytest.approx(expected, abs=1e-6)
+    assert least.short.sum() == pytest.approx(expected, abs=1e-6)
+    about = program.solve(enough=1e-7, near=0.5)
+    assert expected / 2 <= about.at_least <= expected + 1e-7
+    assert expected - 1e-7 <= about.short.sum() <= 2 * expected
+
+
+def crowded(seed: int) -> Due:
+    """Return jobs of which not all can meet their deadlines, some of them twice."""
+    draw = np.random.default_rng(seed)
+    twice = np.append(np.arange(9), draw.integers(0, 9, 5))
+    speeds = np.exp(draw.normal(0, 1, (9, 3))) * (draw.random((9, 3)) > 0.2)
+    speeds[:, 0] = np.maximum(speeds[:, 0], 0.1)
+    deadline_s = draw.choice([60.0, 90.0, 200.0, 230.0, 400.0], 9)
+    work = speeds.max(axis=1) * deadline_s * draw.uniform(0.2, 0.9, 9)
+    return Due.of(
+        speeds[twice],
+        draw.choice([1.0, 2.0, 4.0], 9)[twice],
+        work=work[twice],
+        deadline_s=deadline_s[twice],
+        capacity=np.array([2.0, 3.0, 4.0]),
+    )
+
+
+def least_shortage(due: Due, jobs: np.ndarray, need: np.ndarray) -> float:
+    """Return the parts of their work that jobs cannot do in time, by cvxpy."""
+    time_s = [cp.Variable((len(jobs), 3), nonneg=True) for _ in due.ends_s]
+    short, done = cp.Variable(len(jobs), nonneg=True), 0
+    limits = []
+    for slot, (length_s, spent_s) in enumerate(zip(due.lengths_s, time_s, strict=True)):
+        is_open = (due.n_slots[jobs] > slot).astype(float)
+        limits.append(cp.sum(spent_s, axis=1) <= length_s * is_open)
+        limits.append(due.gpus[jobs] @ spent_s <= due.capacity * length_s)
+        done += cp.sum(cp.multiply(due.speeds[jobs] / due.work[jobs, None], spent_s), axis=1)
+    limits.append(done + short >= (need / due.work)[jobs])
+    return optimum(cp.Minimize(cp.sum(short)), limits)
 
 
 def test_many_deadlines_are_rounded_down() -> None:
