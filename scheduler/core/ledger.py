@@ -5,33 +5,47 @@ committed. A queue that does not lend is charged upwards with what it is guarant
 it uses less.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from scheduler.core.model import MILLI
-from scheduler.core.queue_tree import CPU, FIRST_TYPE, GPU, MEMORY, IntColumn, QueueTree
+from scheduler.core.queue_tree import (
+    CPU,
+    FIRST_TYPE,
+    GPU,
+    MEMORY,
+    UNBOUNDED,
+    IntColumn,
+    QueueTree,
+)
 from scheduler.core.snapshot import NodeColumns
 
 
 class Ledger:
-    """What every queue uses with all below it, and what it is charged with."""
+    """What every queue uses with all below it, and what it is charged with.
+
+    In plain integers, a list for each row of the tree: numpy is slow on a handful of numbers.
+    """
 
     def __init__(self, tree: QueueTree, own: IntColumn, ceiling: IntColumn) -> None:
         self._tree = tree
         self._ceiling = ceiling
-        self._reserves = tree.is_reserve() if tree.has_reserves else None
-        self.used = tree.rolled_up(own)
-        self._charged = self.used
+        self._reserves = tree.is_reserve().tolist() if tree.has_reserves else None
+        self._columns = tree.rolled_up(own)
+        self._unwritten: set[int] = set()  # rows of the columns that lag behind
+        self.rows: list[list[int]] = self._columns.tolist()  # what each row uses
+        self._charged = self.rows
         if self._reserves is not None:
-            self._charged = self._charges(own)
+            self._charged = self._charges(own).tolist()
+        self._bounds: dict[int, list[tuple[int, int]]] = {}  # by row: column and ceiling
         self.n_changes = 0
 
     def _charges(self, own: IntColumn) -> IntColumn:
-        tree = self._tree
-        assert self._reserves is not None
+        tree, keeps = self._tree, self._tree.is_reserve()
         charged = np.vstack([own, np.zeros((1, own.shape[1]), np.int64)])
         for rows in reversed(tree.levels):
-            kept = self._reserves[rows, None]
-            least = np.where(kept, tree.guaranteed[rows], 0)
+            least = np.where(keeps[rows, None], tree.guaranteed[rows], 0)
             np.add.at(charged, tree.parent[rows], np.maximum(charged[rows], least))
         return charged
 
@@ -39,59 +53,92 @@ class Ledger:
         """Return a ledger that changes alone."""
         other = object.__new__(Ledger)
         other._tree, other._ceiling = self._tree, self._ceiling
-        other._reserves = self._reserves
-        other.used = self.used.copy()
-        is_same = self._charged is self.used
-        other._charged = other.used if is_same else self._charged.copy()
+        other._reserves, other._bounds = self._reserves, self._bounds
+        other._columns, other._unwritten = self.used.copy(), set()
+        other.rows = [row.copy() for row in self.rows]
+        other._charged = other.rows
+        if self._reserves is not None:
+            other._charged = [row.copy() for row in self._charged]
         other.n_changes = self.n_changes
         return other
 
-    def add(self, queue: int, amounts: IntColumn) -> None:
+    @property
+    def used(self) -> IntColumn:
+        """What each row uses, [n + 1, R], to be read only."""
+        if self._unwritten:
+            rows = list(self._unwritten)
+            self._columns[rows] = [self.rows[row] for row in rows]
+            self._unwritten.clear()
+        return self._columns
+
+    def add(self, queue: int, amounts: Sequence[int]) -> None:
         """Book amounts on a queue and all above it; negative ones give back."""
         self.n_changes += 1
-        path = self._tree.paths[queue]
-        if self._reserves is None:
-            self.used[path] += amounts
-            return
-        # The path has no row twice, so that adding to a selection adds once.
-        self.used[path] += amounts
-        for row, rise in zip(path.tolist(), self._rises(queue, amounts), strict=True):
-            self._charged[row] += rise
+        path = self._tree.paths[queue].tolist()
+        if self._reserves is not None:
+            for row, rise in zip(path, self._rises(path, amounts), strict=True):
+                self._charged[row] = [
+                    a + b for a, b in zip(self._charged[row], rise, strict=True)
+                ]
+        changes = [(column, amount) for column, amount in enumerate(amounts) if amount]
+        for row in path:
+            used = self.rows[row]
+            for column, amount in changes:
+                used[column] += amount
+        self._unwritten.update(path)
 
-    def _rises(self, queue: int, amounts: IntColumn) -> list[IntColumn]:
-        """Return by how much each row of the queue's path is charged more for the amounts."""
+    def _rises(self, path: list[int], amounts: Sequence[int]) -> list[Sequence[int]]:
+        """Return by how much each row of a queue's path is charged more for the amounts."""
         assert self._reserves is not None
         rises = []
         rise = amounts
-        for row in self._tree.paths[queue].tolist():
+        for row in path:
             rises.append(rise)
             if self._reserves[row]:
-                least, before = self._tree.guaranteed[row], self._charged[row]
-                rise = np.maximum(before + rise, least) - np.maximum(before, least)
+                columns = zip(
+                    self._charged[row], rise, self._tree.guaranteed[row].tolist(), strict=True
+                )
+                rise = [
+                    max(before + more, least) - max(before, least)
+                    for before, more, least in columns
+                ]
         return rises
 
-    def over(self, queue: int, amounts: IntColumn) -> tuple[int, int] | None:
+    def over(self, queue: int, amounts: Sequence[int]) -> tuple[int, int] | None:
         """Return the first (row, column) on the way up where the amounts go too far."""
-        path = self._tree.paths[queue]
-        ceiling = self._ceiling[path]
-        exceeds = self.used[path] + amounts > ceiling
-        exceeds &= amounts > 0
+        path = self._tree.paths[queue].tolist()
         if self._reserves is not None:
-            rise = np.array(self._rises(queue, amounts))
-            exceeds |= (self._charged[path] + rise > ceiling) & (rise > 0)
-        if not exceeds.any():
-            return None
-        at, column = np.argwhere(exceeds)[0].tolist()
-        return int(path[at]), int(column)
+            return self._over_charged(path, amounts)
+        for row in path:
+            used = self.rows[row]
+            for column, most in self._bounds_of(row):
+                amount = amounts[column]
+                if amount > 0 and used[column] + amount > most:
+                    return row, column
+        return None
 
-    def room(self, queue: int, column: int) -> int:
-        """Return how much more of one resource the queue may have."""
-        path = self._tree.paths[queue]
-        return int((self._ceiling[path, column] - self._charged[path, column]).min())
+    def _over_charged(self, path: list[int], amounts: Sequence[int]) -> tuple[int, int] | None:
+        for row, rise in zip(path, self._rises(path, amounts), strict=True):
+            used, charged = self.rows[row], self._charged[row]
+            for column, most in self._bounds_of(row):
+                if amounts[column] > 0 and used[column] + amounts[column] > most:
+                    return row, column
+                if rise[column] > 0 and charged[column] + rise[column] > most:
+                    return row, column
+        return None
+
+    def _bounds_of(self, row: int) -> list[tuple[int, int]]:
+        known = self._bounds.get(row)
+        if known is None:
+            ceiling = enumerate(self._ceiling[row].tolist())
+            known = [(column, most) for column, most in ceiling if most < UNBOUNDED]
+            self._bounds[row] = known
+        return known
 
     def charged(self, row: int, column: int) -> int:
         """Return what counts against the ceiling of a row."""
-        return int(self._charged[row, column])
+        charged: int = self._charged[row][column]
+        return charged
 
     def ceiling(self, row: int, column: int) -> int:
         """Return what a row may be charged with at most."""

@@ -11,7 +11,7 @@ from scheduler.core.model import JobPhase, Levels, Shape, TaskId
 from scheduler.core.plan import Bind, Placement
 from scheduler.core.snapshot import PHASE_CODE, IntColumn, Snapshot, free_indices
 from scheduler.core.subtrees import Ask, Lack, fits_near, place_near
-from scheduler.core.topology import ROOT, Near, beside
+from scheduler.core.topology import Near, beside
 from scheduler.core.values import value_class
 
 
@@ -203,13 +203,12 @@ def placement_of(
     Ranks follow the roles, and within a role the topology, so that neighbours in rank are
     neighbours in place. A service's replica keeps its own index as its rank.
     """
-    tree = snapshot.nodes.tree(levels)
     job = snapshot.job_at(row)
     attempt = int(snapshot.jobs.attempt[row]) + 1
     nodes = snapshot.nodes.nodes
     is_gang = snapshot.jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]
     if len(members) > 1 and is_gang:
-        members = _along(tree.position, members)
+        members = _along(snapshot.nodes.tree(levels).position, members)
     binds = tuple(
         Bind(
             task=TaskId(job.id, member.want.role, member.index, attempt),
@@ -219,14 +218,17 @@ def placement_of(
         )
         for rank, member in enumerate(members)
     )
-    world_size = len(members) if is_gang else job.spec.n_tasks
     near = members[0].want.near
-    required = tree.number(near.required) if near is not None else ROOT
+    together: tuple[str, ...] = ()
+    if near is not None and near.required:
+        tree = snapshot.nodes.tree(levels)
+        required = tree.number(near.required)
+        together = tree.labels(required) if required is not None else ()
     return Placement(
         job_id=job.id,
         binds=binds,
-        world_size=world_size,
-        together=tree.labels(required) if required not in (None, ROOT) else (),
+        world_size=len(members) if is_gang else job.spec.n_tasks,
+        together=together,
     )
 
 

@@ -75,7 +75,7 @@ def _may_have(
         return False
     if ledger is None:
         return True
-    amounts = state.amounts(record, tasks)
+    amounts: list[int] = state.amounts(record, tasks).tolist()
     if ledger.over(queue, amounts) is not None:
         return False
     ledger.add(queue, amounts)

@@ -14,7 +14,7 @@ Jobs of a queue that has children compete with these as one more child of weight
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -61,6 +61,7 @@ class Turns:
         walk = _Walk(self._quotas, places, self._queue_of)
         while (path := walk.descend()) is not None:
             waiting = walk.waiting[path[-1]]
+            n_waiting = len(waiting)
             place = waiting.popleft()
             n_changes = self._quotas.later.n_changes
             yield place
@@ -71,7 +72,7 @@ class Turns:
             ):
                 place = waiting.popleft()
                 yield place
-            walk.update(path)
+            walk.update(path, n_waiting - len(waiting))
 
 
 class _Walk:
@@ -90,6 +91,9 @@ class _Walk:
             self._know(tree.paths[queue].tolist(), waiting[0])
         capacity: list[int] = quotas.capacity.tolist()
         self._there = [(column, amount) for column, amount in enumerate(capacity) if amount > 0]
+        average = quotas.average
+        self._average: list[list[float]] | None = None if average is None else average.tolist()
+        self._weights = {node: tree.weight(node) for node in self._first}
         self._n_left = dict.fromkeys(self._first, 0)  # of jobs at or below
         for queue, waiting in self.waiting.items():
             for node in tree.paths[queue].tolist():
@@ -124,33 +128,32 @@ class _Walk:
             path.append(child)
         return path if path[-1] in self.waiting else None
 
-    def update(self, path: list[int]) -> None:
-        """Put the nodes on the way to their new places among their siblings."""
+    def update(self, path: list[int], n_served: int) -> None:
+        """Put the nodes on the way to a queue that was served to their new places."""
         queue = path[-1]
-        n_served = self._n_left[queue] - self._n_below(queue) - len(self.waiting[queue])
-        for node in path:
-            self._n_left[node] -= n_served
         if queue in self._heaps:
-            self._put(queue, queue, len(self.waiting[queue]), is_own=True)
-        for child, node in zip(reversed(path[1:]), reversed(path[:-1]), strict=True):
-            self._put(node, child, self._n_left[child], is_own=False)
+            self._put(queue, queue, len(self.waiting[queue]))
+        n_left = self._n_left
+        below = queue
+        for node in reversed(path):
+            n_left[node] -= n_served
+            if node != below:
+                self._put(node, below, n_left[below])
+            below = node
 
-    def _n_below(self, queue: int) -> int:
-        return sum(self._n_left[child] for child in self._children.get(queue, ()))
-
-    def _put(self, node: int, child: int, n_left: int, *, is_own: bool) -> None:
+    def _put(self, node: int, child: int, n_left: int) -> None:
         heap = self._heaps[node]
         if n_left:
-            key = self._own_key(child) if is_own else self._key(child)
+            key = self._own_key(child) if child == node else self._key(child)
             heapq.heapreplace(heap, (key, child))
         else:
             heapq.heappop(heap)
 
     def _key(self, node: int) -> Key:
-        used: list[float] = self._quotas.later.used[node].tolist()
-        if self._quotas.average is not None:
-            used = (self._quotas.later.used[node] + self._quotas.average[node]).tolist()
-        return self._share(used) / self._quotas.tree.weight(node), self._first[node]
+        used: Sequence[float] = self._quotas.later.rows[node]
+        if self._average is not None:
+            used = [u + past for u, past in zip(used, self._average[node], strict=True)]
+        return self._share(used) / self._weights[node], self._first[node]
 
     def _own_key(self, node: int) -> Key:
         is_below = self._quotas.tree.parent == node
@@ -161,8 +164,10 @@ class _Walk:
             own += average[node] - average[is_below].sum(axis=0)
         return self._share(own.tolist()), self._first[node]
 
-    def _share(self, used: list[float]) -> float:
+    def _share(self, used: Sequence[float]) -> float:
         share = 0.0
         for column, there in self._there:
-            share = max(share, used[column] / there)
+            part = used[column] / there
+            if part > share:  # as `max` would, which costs more than all the rest
+                share = part
         return share

@@ -18,11 +18,11 @@ from scheduler.core.model import JobPhase, QueuePreemption, Shape, Task, TaskPha
 from scheduler.core.placement import Member, Want, wants_of
 from scheduler.core.plan import Cause, Unplaced
 from scheduler.core.queue_tree import (
+    CPU,
     FIRST_TYPE,
     GPU,
     MEMORY,
     UNBOUNDED,
-    amounts_of,
     figure,
 )
 from scheduler.core.snapshot import (
@@ -36,6 +36,9 @@ from scheduler.core.snapshot import (
 )
 
 PENDING = PHASE_CODE[JobPhase.PENDING]
+
+Amounts = list[int]
+"""By resource, in the columns of the tree."""
 
 Promised = list[tuple[int, int]]
 """Columns of resources and amounts."""
@@ -57,6 +60,38 @@ class Excess:
     amount: int  # that it asks for
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A queue and all above it, the highest first, and what they are guaranteed."""
+
+    levels: list[tuple[int, Promised]]  # rows of the tree; empty: nobody is guaranteed anything
+    columns: tuple[int, ...]  # of what any of them is guaranteed
+
+    @classmethod
+    def of(cls, path: list[int], promised: list[Promised]) -> "_Line":
+        """Return the line of queues of which each is promised something, or nothing."""
+        columns = {column for amounts in promised for column, _ in amounts}
+        levels = list(zip(path, promised, strict=True)) if columns else []
+        return cls(levels, tuple(sorted(columns)))
+
+    def distinct(self, options: list[tuple[Amounts, str | None]]) -> list[Amounts]:
+        """Return the options that differ in what is guaranteed."""
+        return list(
+            {tuple(need[c] for c in self.columns): need for need, _ in options}.values()
+        )
+
+    def rank(self, needs: list[Amounts], rows: list[Amounts]) -> Rank:
+        """Return `Quotas.rank` of the need that is owed most, given what each row uses."""
+        best = OWED_NOTHING_AT_ALL
+        for need in needs:
+            rank = [_owed(need, rows[row], promised) for row, promised in self.levels]
+            # Ranks of queues at different depths compare without the levels that owe nothing.
+            while rank and rank[-1] == OWED_NOTHING:
+                rank.pop()
+            best = min(best, (*rank, END))
+        return best
+
+
 class Quotas:
     """The ledgers of one draft."""
 
@@ -74,15 +109,20 @@ class Quotas:
         self._column_of = {t: FIRST_TYPE + i for i, t in enumerate(tree.gpu_types)}
         self._is_there = self.capacity > 0
         bounds = tree.ceiling[:, FIRST_TYPE:] < UNBOUNDED
-        self._bounds_types: BoolColumn = np.logical_or.reduce(bounds, axis=1)
+        bounds_types: BoolColumn = np.logical_or.reduce(bounds, axis=1)
         kept = tree.guaranteed[tree.is_reserve(), FIRST_TYPE:]
-        self._bounds_types[tree.root] |= bool(kept.any())
+        bounds_types[tree.root] |= bool(kept.any())
+        for rows in tree.levels:
+            bounds_types[rows] |= bounds_types[tree.parent[rows]]
+        # Whether the queue of a row, or any above it, may have only so much of a GPU type.
+        self._bounds_types: list[bool] = bounds_types.tolist()
         self._columns: dict[Shape, tuple[int, ...]] = {}
-        self._needs: dict[int, tuple[IntColumn, bool]] = {}
-        self._options: dict[int, list[tuple[IntColumn, str | None]]] = {}
-        self._most: dict[int, IntColumn] = {}
-        self._lines: dict[int, list[tuple[int, Promised]]] = {}
-        self._held: dict[int, IntColumn] = {}
+        self._needs: dict[int, tuple[Amounts, bool]] = {}
+        self._options: dict[int, list[tuple[Amounts, str | None]]] = {}
+        self._most: dict[int, Amounts] = {}
+        self._lines: dict[int, _Line] = {}
+        self._distinct: dict[tuple[int, tuple[int, ...]], list[Amounts]] = {}
+        self._held: dict[int, Amounts] = {}
         for row in np.flatnonzero(snapshot.jobs.n_stopping > 0).tolist():
             tasks = snapshot.jobs.tasks[row]
             self.release(row, [task for task in tasks if task.phase is TaskPhase.STOPPING])
@@ -107,23 +147,23 @@ class Quotas:
             self._columns[shape] = known
         return known
 
-    def _total(self, wants: Sequence[Want]) -> tuple[IntColumn, bool]:
+    def _total(self, wants: Sequence[Want]) -> tuple[Amounts, bool]:
         """Return what all tasks take together; whether the type of some GPU is open."""
-        total = np.zeros(self._n_columns, np.int64)
+        total = [0] * self._n_columns
         is_open = False
         for want in wants:
             columns = self._type_columns(want.shape)
             is_open |= len(columns) > 1
             column = columns[0] if len(columns) == 1 else None
-            amounts = amounts_of(want.shape, self._n_columns, type_column=column)
-            total += amounts * (len(want.must) + len(want.may))
+            n_tasks = len(want.must) + len(want.may)
+            _add(total, want.shape, type_column=column, n_tasks=n_tasks)
         return total, is_open
 
-    def total(self, wants: tuple[Want, ...]) -> IntColumn:
+    def total(self, wants: tuple[Want, ...]) -> Amounts:
         """Return what all tasks wanted take together."""
         return self._total(wants)[0]
 
-    def options(self, row: int) -> list[tuple[IntColumn, str | None]]:
+    def options(self, row: int) -> list[tuple[Amounts, str | None]]:
         """Return what a waiting job needs at least: one amount, or one per GPU type it may use.
 
         Which of several types a gang gets is open, so each is an option for all of it.
@@ -138,9 +178,9 @@ class Quotas:
             known = self._options[gang] = self._options_of(least)
         return known
 
-    def _options_of(self, least: tuple[Want, ...]) -> list[tuple[IntColumn, str | None]]:
+    def _options_of(self, least: tuple[Want, ...]) -> list[tuple[Amounts, str | None]]:
         total, is_open = self._total(least)
-        options: list[tuple[IntColumn, str | None]] = [(total, None)]
+        options: list[tuple[Amounts, str | None]] = [(total, None)]
         if is_open:
             open_wants = [w for w in least if len(self._type_columns(w.shape)) > 1]
             milli = sum(w.shape.total_gpu_milli * len(w.must) for w in open_wants)
@@ -166,7 +206,7 @@ class Quotas:
             gang = self.snapshot.gangs[self.snapshot.jobs.gang[other]]
             least = replicas_of_gang(gang) if is_replica else [least_of_gang(gang)]
             options = [option for wants in least for option in self._options_of(wants)]
-            theirs = self._rank(int(queue_of[other]), options)
+            theirs = self._rank(self._line(int(queue_of[other])), options)
             is_at_home = queue_of[other] == queue_of[row]
             if not (mine < theirs or (is_at_home and mine == theirs)):
                 first.append(other)
@@ -179,36 +219,30 @@ class Quotas:
         within its guarantee, by what counts most of what the job asks for and it guarantees: a
         GPU type, GPUs, memory, CPUs; 4 if it would borrow.
         """
-        queue = int(self.snapshot.jobs.queue[row])
-        if not any(self._ranked_nodes(queue)):
+        jobs = self.snapshot.jobs
+        line = self._line(int(jobs.queue[row]))
+        if not line.levels:
             return OWED_NOTHING_AT_ALL
-        return self._rank(queue, self.options(row))
+        if jobs.phase[row] != PENDING:
+            return self._rank(line, self.options(row))
+        kind = int(jobs.gang[row]), line.columns
+        needs = self._distinct.get(kind)
+        if needs is None:
+            needs = self._distinct[kind] = line.distinct(self.options(row))
+        return line.rank(needs, self.later.rows)
 
-    def _rank(self, queue: int, options: list[tuple[IntColumn, str | None]]) -> Rank:
-        nodes = self._ranked_nodes(queue)
-        if not any(nodes):
-            return OWED_NOTHING_AT_ALL
-        used = self.later.used
-        rows = [used[node].tolist() if promised else [] for node, promised in nodes]
-        levels = [(have, promised) for have, (_, promised) in zip(rows, nodes, strict=True)]
-        ranks = []
-        for need, _ in options:
-            wanted: list[int] = need.tolist()
-            ranks.append(_closed([_owed(wanted, *level) for level in levels]))
-        return ranks[0] if len(ranks) == 1 else min(ranks)
+    def _rank(self, line: "_Line", options: list[tuple[Amounts, str | None]]) -> Rank:
+        return line.rank(line.distinct(options), self.later.rows)
 
-    def _ranked_nodes(self, queue: int) -> list[tuple[int, Promised]]:
-        """Return the queues above and including this one, with what they are guaranteed."""
+    def _line(self, queue: int) -> "_Line":
         known = self._lines.get(queue)
         if known is None:
-            guaranteed = self.tree.guaranteed
-            path = self.tree.paths[queue][-2::-1].tolist()
-            lists = [_promised(guaranteed[node].tolist()) for node in path]
-            known = list(zip(path, lists, strict=True)) if any(lists) else []
-            self._lines[queue] = known
+            path = self.tree.paths[queue][-2::-1]
+            promised = [_promised(row) for row in self.tree.guaranteed[path].tolist()]
+            known = self._lines[queue] = _Line.of(path.tolist(), promised)
         return known
 
-    def need(self, row: int, wants: tuple[Want, ...]) -> tuple[IntColumn, bool]:
+    def need(self, row: int, wants: tuple[Want, ...]) -> tuple[Amounts, bool]:
         """Return `_total` of a waiting job, remembered for gangs alike."""
         jobs = self.snapshot.jobs
         if jobs.phase[row] != PENDING or row in jobs.seats:
@@ -219,7 +253,7 @@ class Quotas:
             known = self._needs[gang] = self._total(wants)
         return known
 
-    def _at_most(self, row: int, wants: tuple[Want, ...]) -> IntColumn:
+    def _at_most(self, row: int, wants: tuple[Want, ...]) -> Amounts:
         """Return what a job takes at most of each type, if its GPUs may be of several."""
         gang = int(self.snapshot.jobs.gang[row])
         jobs = self.snapshot.jobs
@@ -229,48 +263,48 @@ class Quotas:
             known, _ = self._total(wants)
             for want in wants:
                 columns = self._type_columns(want.shape)
-                if len(columns) > 1:
-                    n_tasks = len(want.must) + len(want.may)
-                    known[list(columns)] += want.shape.total_gpu_milli * n_tasks
+                n_tasks = len(want.must) + len(want.may)
+                for column in columns if len(columns) > 1 else ():
+                    known[column] += want.shape.total_gpu_milli * n_tasks
             if is_whole:
                 self._most[gang] = known
         return known
 
-    def held(self, row: int) -> IntColumn:
+    def held(self, row: int) -> Amounts:
         """Return what all live tasks of a job hold."""
         known = self._held.get(row)
         if known is None:
             known = self._held[row] = self.of_tasks(row, self.snapshot.jobs.tasks[row])
         return known
 
-    def of_tasks(self, row: int, tasks: Iterable[Task]) -> IntColumn:
+    def of_tasks(self, row: int, tasks: Iterable[Task]) -> Amounts:
         """Return what some tasks of a job hold."""
         snapshot = self.snapshot
         shapes = {r.name: r.shape for r in snapshot.gangs[snapshot.jobs.gang[row]]}
-        nodes, total = snapshot.nodes, np.zeros(self._n_columns, np.int64)
+        nodes, total = snapshot.nodes, [0] * self._n_columns
         for task in tasks:
             gpu_type = nodes.nodes[nodes.row_of[task.node]].gpu_type
             column = self._column_of.get(gpu_type)
-            total += amounts_of(shapes[task.id.role], self._n_columns, type_column=column)
+            _add(total, shapes[task.id.role], type_column=column)
         return total
 
     # Booking
 
     def book(self, row: int, members: Iterable[Member], *, is_now: bool, sign: int = 1) -> None:
         """Charge a job's queue with the places it is given; with sign -1 undo that."""
-        queue, total = int(self.snapshot.jobs.queue[row]), sign * self._of_members(members)
+        queue, total = int(self.snapshot.jobs.queue[row]), self._of_members(members)
+        if sign < 0:
+            total = [-amount for amount in total]
         if is_now:
             self.now.add(queue, total)
         if not is_now or self.later is not self.now:
             self.later.add(queue, total)
 
-    def _of_members(self, members: Iterable[Member]) -> IntColumn:
-        nodes, total = self.snapshot.nodes.nodes, np.zeros(self._n_columns, np.int64)
+    def _of_members(self, members: Iterable[Member]) -> Amounts:
+        nodes, total = self.snapshot.nodes.nodes, [0] * self._n_columns
         for member in members:
-            shape, gpu_type = member.want.shape, nodes[member.spot.row].gpu_type
-            total[:FIRST_TYPE] += shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli
-            if shape.total_gpu_milli and gpu_type in self._column_of:
-                total[self._column_of[gpu_type]] += shape.total_gpu_milli
+            column = self._column_of.get(nodes[member.spot.row].gpu_type)
+            _add(total, member.want.shape, type_column=column)
         return total
 
     def may_have(self, row: int, members: Iterable[Member]) -> bool:
@@ -283,7 +317,7 @@ class Quotas:
         self.open_later()
         is_all = len(tasks) == len(self.snapshot.jobs.tasks[row])
         held = self.held(row) if is_all else self.of_tasks(row, tasks)
-        self.later.add(int(self.snapshot.jobs.queue[row]), sign * held)
+        self.later.add(int(self.snapshot.jobs.queue[row]), [sign * amount for amount in held])
 
     # Admission
 
@@ -300,8 +334,7 @@ class Quotas:
             return wants
         need, is_open = self.need(row, wants)
         queue = int(self.snapshot.jobs.queue[row])
-        on_path = self._bounds_types[self.tree.paths[queue]]
-        is_bound = is_open and bool(on_path.any())
+        is_bound = is_open and self._bounds_types[queue]
         if is_bound and self._excess(queue, self._at_most(row, wants), is_now=is_now) is None:
             return wants
         excess = self._excess(queue, need, is_now=is_now)
@@ -349,18 +382,18 @@ class Quotas:
             admitted.append(want)
         return tuple(admitted)
 
-    def _excess(self, queue: int, need: IntColumn, *, is_now: bool) -> Excess | None:
+    def _excess(self, queue: int, need: Amounts, *, is_now: bool) -> Excess | None:
         found = self.now.over(queue, need) if is_now else None
         if found is None and (not is_now or self.later is not self.now):
             found = self.later.over(queue, need)
-        return None if found is None else Excess(*found, int(need[found[1]]))
+        return None if found is None else Excess(*found, need[found[1]])
 
     def why_over(self, excess: Excess, *, is_now: bool) -> Unplaced:
         """Return the reason of a job that waits for quota."""
         tree, row, column = self.tree, excess.row, excess.column
         ledger = self.now if is_now else self.later
         what = tree.label(column)
-        used, most = int(ledger.used[row, column]), ledger.ceiling(row, column)
+        used, most = ledger.rows[row][column], ledger.ceiling(row, column)
         asks = f"; the job asks for {figure(column, excess.amount)}"
         asks = asks if ledger.charged(row, column) < most else ""
         queue = tree.queues[row] if row < tree.root else None
@@ -388,7 +421,7 @@ class Quotas:
 
     # Whose tasks may be stopped
 
-    def claim(self, row: int, need: IntColumn) -> "Claim":
+    def claim(self, row: int, need: Amounts) -> "Claim":
         """Return whom the job of a row may ask to stop for what it needs."""
         return Claim(self, row, need)
 
@@ -404,7 +437,7 @@ class Claim:
     that ends.
     """
 
-    def __init__(self, quotas: Quotas, row: int, need: IntColumn) -> None:
+    def __init__(self, quotas: Quotas, row: int, need: Amounts) -> None:
         self._quotas = quotas
         tree, jobs = quotas.tree, quotas.snapshot.jobs
         self._queue = int(jobs.queue[row])
@@ -417,7 +450,7 @@ class Claim:
         self._contested = np.zeros((len(self._path) + 1, len(need)), np.bool_)
         self.is_entitled = False
         if tree.has_guarantees and self._rule is not QueuePreemption.NEVER:
-            self._entitle(need)
+            self._entitle(np.array(need))
         self._protected = np.array([_protected(c) for c in self._contested])
 
     def _entitle(self, need: IntColumn) -> None:
@@ -479,7 +512,7 @@ class Claim:
         """Return whether some tasks of a job may go besides all already booked as gone."""
         return self._may_lose(row, self._quotas.of_tasks(row, tasks), by_policy)
 
-    def _may_lose(self, row: int, held: IntColumn, by_policy: BoolColumn) -> bool:
+    def _may_lose(self, row: int, held: Amounts, by_policy: BoolColumn) -> bool:
         quotas, tree = self._quotas, self._quotas.tree
         queue = int(quotas.snapshot.jobs.queue[row])
         if queue == self._queue or not tree.has_shares:
@@ -490,18 +523,22 @@ class Claim:
             chain.append(node)
             node = int(tree.parent[node])
         at = self._on_path[node]
-        if not (held[self._contested[at]] > 0).any():
+        taken = [column for column, amount in enumerate(held) if amount > 0]
+        if not self._contested[at, taken].any():
             return False
-        return self._stay_within(chain, held, self._protected[at] & (held > 0))
+        return self._stay_within(chain, held, [c for c in taken if self._protected[at, c]])
 
-    def _stay_within(self, chain: list[int], held: IntColumn, columns: BoolColumn) -> bool:
+    def _stay_within(self, chain: list[int], held: Amounts, columns: list[int]) -> bool:
         """Return whether the queues keep their guarantees of these columns without it."""
-        used, guaranteed = self._quotas.later.used, self._quotas.tree.guaranteed
-        stays: BoolColumn = used[chain] - held >= guaranteed[chain]
-        stays |= guaranteed[chain] == 0
-        return bool(stays[:, columns].all())
+        rows, guaranteed = self._quotas.later.rows, self._quotas.tree.guaranteed
+        for node in chain:
+            used, promised = rows[node], guaranteed[node].tolist()
+            for column in columns:
+                if promised[column] > 0 and used[column] - held[column] < promised[column]:
+                    return False
+        return True
 
-    def blocker(self, need: IntColumn) -> int | None:
+    def blocker(self, need: Amounts) -> int | None:
         """Return the row below which something must stop for the job to be within quota."""
         found = self._quotas.later.over(self._queue, need)
         return None if found is None else found[0]
@@ -519,20 +556,12 @@ def _protected(contested: BoolColumn) -> BoolColumn:
     return protected
 
 
-def _closed(rank: list[int]) -> Rank:
-    """Return a rank that compares with those of other depths."""
-    n_levels = len(rank)
-    while n_levels and rank[n_levels - 1] == OWED_NOTHING:
-        n_levels -= 1
-    return (*rank[:n_levels], END)
-
-
 def _promised(guaranteed: list[int]) -> Promised:
     """Return what is guaranteed: what counts most last."""
     return [(column, amount) for column, amount in enumerate(guaranteed) if amount > 0]
 
 
-def _owed(need: list[int], used: list[int], promised: Promised) -> int:
+def _owed(need: Amounts, used: Amounts, promised: Promised) -> int:
     owed = OWED_NOTHING
     for column, amount in promised:
         if need[column] > 0:
@@ -540,6 +569,16 @@ def _owed(need: list[int], used: list[int], promised: Promised) -> int:
                 return OWED_NOTHING
             owed = 0 if column >= FIRST_TYPE else FIRST_TYPE - column
     return owed
+
+
+def _add(total: Amounts, shape: Shape, *, type_column: int | None, n_tasks: int = 1) -> None:
+    """Add what tasks of a shape take, and of which type of GPU if that is known."""
+    gpu_milli = shape.total_gpu_milli * n_tasks
+    total[CPU] += shape.cpu_milli * n_tasks
+    total[MEMORY] += shape.memory_mib * n_tasks
+    total[GPU] += gpu_milli
+    if type_column is not None:
+        total[type_column] += gpu_milli
 
 
 def least_of_gang(gang: Gang) -> tuple[Want, ...]:

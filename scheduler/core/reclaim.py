@@ -26,6 +26,7 @@ from scheduler.core.preemption import (
 )
 from scheduler.core.quotas import (
     OWED_NOTHING_AT_ALL,
+    Amounts,
     Claim,
     Excess,
     Quotas,
@@ -44,7 +45,7 @@ class Room:
 
     victims: list[Victim]
     members: Sequence[Member] = ()  # the places held for it, where queues rule
-    need: IntColumn | None = None  # with which it was owed them
+    need: Amounts | None = None  # with which it was owed them
 
 
 class Reclaim:
@@ -350,7 +351,7 @@ class _Search:
         for row in went:
             self._take_back(row)
 
-    def _free_quota(self, allowed: Rows, need: IntColumn) -> bool:
+    def _free_quota(self, allowed: Rows, need: Amounts) -> bool:
         """Let more go while a ceiling is in the way; return whether none is any more."""
         blocker = self._claim.blocker(need)
         if blocker is None:

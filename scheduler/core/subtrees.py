@@ -9,8 +9,10 @@ the score decides. Works on a `Space` and leaves it as it was when it fails.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.core.draft import NO, Space, Spot
 from scheduler.core.model import Shape
@@ -170,26 +172,32 @@ class _Search:
             return
         if not tree.n_domains[level]:
             return
-        domain = tree.domain[level]
-        numbers = np.flatnonzero(self._could_hold(level, musts, copies))
-        room = np.add.reduce([self._sums(level, count) for count in copies])
-        left = room[numbers] * (-1 if most_first else 1)
+        rooms = [self._sums(level, count) for count in copies]
+        numbers = np.flatnonzero(self._could_hold(level, musts, copies, rooms))
+        left = np.add.reduce(rooms)[numbers] * (-1 if most_first else 1)
         if level == tree.host:
             score = self._space.scores(musts[0].shape)
-            order = np.lexsort((position[numbers], -score[numbers], left))
-        else:
-            order = np.lexsort((numbers, left))
-        for number in numbers[order].tolist():
-            rows = np.flatnonzero(domain == number)
+            for row in _in_order(numbers, [left, -score[numbers], position[numbers]]):
+                yield np.array([row])
+            return
+        for number in _in_order(numbers, [left]):
+            rows = np.flatnonzero(tree.domain[level] == number)
             yield rows[np.argsort(position[rows])]
 
     def _could_hold(
-        self, level: int, musts: Sequence[Ask], copies: list[IntColumn]
+        self,
+        level: int,
+        musts: Sequence[Ask],
+        copies: list[IntColumn],
+        rooms: list[IntColumn],
     ) -> BoolColumn:
-        """Return which domains may have room for every ask; roles can still collide there."""
-        could = np.ones(self._tree.n_domains[level], np.bool_)
-        for count, ask in zip(copies, musts, strict=True):
-            could &= self._sums(level, np.minimum(count, ask.n_must)) >= ask.n_must
+        """Return which domains may have room for every ask; roles can still collide there.
+
+        Given how many of each ask fit, on nodes and in domains.
+        """
+        could: BoolColumn = np.logical_and.reduce(
+            [room >= ask.n_must for room, ask in zip(rooms, musts, strict=True)]
+        )
         if len(musts) > 1:
             nodes = self._space.nodes
             is_used = np.logical_or.reduce([count > 0 for count in copies])
@@ -379,6 +387,21 @@ class _Search:
                 0, 0, near.required, f"no node has the label {label}, its {near.required}"
             )
         return _first_lack(asks, [self.most_room(a.shape) for a in asks], level=near.required)
+
+
+def _in_order(numbers: Rows, keys: Sequence[NDArray[Any]]) -> Iterator[int]:
+    """Yield numbers, which ascend, by the keys, the first of which counts most.
+
+    The first is mostly the one that is taken: it is found without sorting the others.
+    """
+    if not len(numbers):
+        return
+    least = np.arange(len(numbers))
+    for key in keys:
+        among = key[least]
+        least = least[among == among.min()]
+    yield int(numbers[least[0]])
+    yield from numbers[np.lexsort((numbers, *reversed(keys)))][1:].tolist()
 
 
 def _first_lack(asks: Sequence[Ask], rooms: Sequence[int], *, level: str) -> Lack:
