@@ -151,7 +151,7 @@ class FragmentationGradient:
 
         def answer(books: NodeBooks) -> Answer:
             before, after = fragments.levels_on(books, shape.cpu_milli)
-            state = before, after, books.device_free
+            state = before, after, tuple(books.device_free)
             found = known.get(state)
             if found is None:
                 found = known[state] = self._answer(shape, state, books.n_whole)

@@ -14,6 +14,11 @@ from scheduler.core.placement import Want
 from scheduler.core.ports import NodeScore
 from scheduler.core.snapshot import Gang, Mark, Snapshot
 
+Wants = dict[int, tuple[Want, ...]]
+"""By the number of a gang."""
+Narrowed = dict[tuple[int, tuple[str, ...]], tuple[Want, ...]]
+"""By that and the types of GPU on which it may start."""
+
 
 class Books:
     """The books of what is free now and who holds the rest, as of the latest snapshot."""
@@ -25,7 +30,8 @@ class Books:
         self._levels: Levels = ()
         self._mark: Mark | None = None
         self._gangs: Sequence[Gang] = ()
-        self._wants: dict[int, tuple[Want, ...]] = {}
+        self._wants: Wants = {}
+        self._narrowed: Narrowed = {}
 
     def draft_of(self, snapshot: Snapshot, score: NodeScore, levels: Levels) -> Draft:
         """Return a draft of the snapshot. It must not be used beyond the next one."""
@@ -42,11 +48,11 @@ class Books:
         self._mark, self._score, self._levels = mark, score, levels
         return Draft(snapshot, self._space, self._held)
 
-    def wants_of(self, snapshot: Snapshot) -> dict[int, tuple[Want, ...]]:
-        """Return what waiting gangs want, by their number, as far as anybody has asked."""
+    def wants_of(self, snapshot: Snapshot) -> tuple[Wants, Narrowed]:
+        """Return what waiting gangs want, on any types and on some, as far as anybody asked."""
         if snapshot.gangs is not self._gangs:
-            self._gangs, self._wants = snapshot.gangs, {}
-        return self._wants
+            self._gangs, self._wants, self._narrowed = snapshot.gangs, {}, {}
+        return self._wants, self._narrowed
 
     def _follows(self, mark: Mark) -> bool:
         """Return whether the log tells all that changed since the latest snapshot."""

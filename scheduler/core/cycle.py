@@ -213,7 +213,7 @@ class _Cycle:
         self._policy = policy
         books = books or Books()
         self._draft = books.draft_of(snapshot, policy.score, policy.levels)
-        self._wants = books.wants_of(snapshot)
+        self._wants, self._narrowed = books.wants_of(snapshot)
         are_alike = self._round is None or self._round.are_equals_alike
         self._preemption = Preemption(
             self._draft, policy.may_preempt, are_equals_alike=are_alike
@@ -248,6 +248,7 @@ class _Cycle:
         self._over_quota: dict[tuple[int, int], Unplaced] = {}  # by gang and queue
         self._no_quota: dict[Right, int] = {}  # by right: stops by then
         self._variants: dict[tuple[int, tuple[Want, ...]], int] = {}
+        self._variant_on: dict[tuple[int, tuple[str, ...]], int] = {}  # by gang and types
         self._backfill = Backfill(self._draft, policy)
         self._without_room: list[int] = []  # job rows that only capacity holds back
         self._short: list[int] = []  # those, and services that lack replicas
@@ -482,10 +483,25 @@ class _Cycle:
             wants = wants_sized(self._snapshot, row, size)
         if not gpu_types:
             return gang, wants
-        narrowed = tuple(on_types(want, gpu_types) for want in wants)
-        if narrowed == wants:
+        if size or not is_pending:
+            return self._variant(gang, wants, tuple(on_types(w, gpu_types) for w in wants))
+        key = gang, gpu_types
+        narrowed = self._narrowed.get(key)
+        if narrowed is None:
+            narrowed = self._narrowed[key] = tuple(on_types(w, gpu_types) for w in wants)
+        variant = self._variant_on.get(key)
+        if variant is None:
+            variant, _ = self._variant(gang, wants, narrowed)
+            self._variant_on[key] = variant
+        return variant, narrowed
+
+    def _variant(
+        self, gang: int, wants: tuple[Want, ...], cut: tuple[Want, ...]
+    ) -> tuple[int, tuple[Want, ...]]:
+        """Return the number of a gang that wants something else, unless it is the same."""
+        if cut == wants:
             return gang, wants
-        return self._variants.setdefault((gang, narrowed), -1 - len(self._variants)), narrowed
+        return self._variants.setdefault((gang, cut), -1 - len(self._variants)), cut
 
     def _serve_over_quota(
         self, row: int, right: Right, wants: tuple[Want, ...], *, excess: Excess
@@ -724,7 +740,7 @@ class _Cycle:
         asked = [task for task in tasks if task.stop_cause is None]
         if asked:
             self._evict(row, asked, cause, why)
-            self._draft.release(self._draft.open_later(), row, asked)
+            self._draft.release_later(row, asked)
             if self._quotas is not None:
                 self._quotas.release(row, asked)
 

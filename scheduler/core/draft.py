@@ -522,10 +522,11 @@ class Draft:
         self.is_evicted = np.zeros(len(snapshot.jobs.jobs), np.bool_)
         self.is_ending = np.zeros(len(snapshot.jobs.jobs), np.bool_)
         self.booked: list[Booked] = []  # what this draft gives, now or later, in order
+        self._ends: list[tuple[int, Sequence[Task]]] = []  # to be booked on the later books
         for row in np.flatnonzero(snapshot.jobs.n_stopping > 0):
             tasks = snapshot.jobs.tasks[row]
             stopping = [task for task in tasks if task.phase is TaskPhase.STOPPING]
-            self.release(self.open_later(), int(row), stopping)
+            self.release_later(int(row), stopping)
 
     @property
     def now(self) -> Space:
@@ -535,19 +536,24 @@ class Draft:
     @property
     def later(self) -> Space | None:
         """The books once everything asked to stop is gone; None: the same as now."""
-        return self._tiers[self._tier].later
+        return self.open_later() if self._ends else self._tiers[self._tier].later
 
     def open_later(self) -> Space:
         """Return the later books, opening them if nothing has been asked to stop yet."""
         for tier in self._tiers:
             if tier.later is None:
                 tier.later = tier.now.fork()
-        later = self.later
+        later = self._tiers[self._tier].later
         assert later is not None
+        ends, self._ends = self._ends, []
+        for row, tasks in ends:
+            self.release(later, row, tasks)
         return later
 
     def books_of_later(self) -> Space:
         """Return the books without promises, as of later: to be read only."""
+        if self._ends:
+            self.open_later()
         least = self._tiers[0]
         return least.later or least.now
 
@@ -565,6 +571,8 @@ class Draft:
 
     def promise(self, promise: Promise) -> None:
         """Keep places from a moment on; jobs that are there by then see less from here on."""
+        if self._ends:
+            self.open_later()
         starts = [other.start_s for other in self.promises]
         position = bisect_right(starts, promise.start_s)
         for other in self.promises[position:]:
@@ -674,6 +682,16 @@ class Draft:
         """Book the tasks of a job row as gone on these books."""
         for task, shape in self._held(row, tasks):
             space.give(self._row_of(task), shape, task.devices)
+
+    def release_later(self, row: int, tasks: Sequence[Task]) -> None:
+        """Book the tasks as gone later: once somebody asks for those books, which may be never.
+
+        Only as long as nothing is promised.
+        """
+        if self._tiers[0].later is None:
+            self._ends.append((row, tasks))
+        else:
+            self.release(self.open_later(), row, tasks)
 
     def restore(self, space: Space, row: int, tasks: Iterable[Task]) -> None:
         """Undo `release`."""

@@ -51,7 +51,7 @@ class NodeBooks:
         self.cpu_milli, self.memory_mib, self.n_whole, self.most_milli = nodes.free[
             row
         ].tolist()
-        self.device_free: tuple[int, ...] = tuple(nodes.device_free[row].tolist())
+        self.device_free: list[int] = nodes.device_free[row].tolist()
         self.device_used: list[int] = nodes.device_used[row].tolist()
         self.device_memory_free: list[int] = nodes.device_memory_free[row].tolist()
         self.n_tasks = int(nodes.n_tasks[row])
@@ -65,7 +65,7 @@ class NodeBooks:
         other.device_memory_mib = self.device_memory_mib
         other.cpu_milli, other.memory_mib = self.cpu_milli, self.memory_mib
         other.n_whole, other.most_milli = self.n_whole, self.most_milli
-        other.device_free = self.device_free
+        other.device_free = self.device_free.copy()
         other.device_used = self.device_used.copy()
         other.device_memory_free = self.device_memory_free.copy()
         other.n_tasks, other.n_by_width = self.n_tasks, self.n_by_width.copy()
@@ -148,10 +148,15 @@ class NodeBooks:
             milli, memory_mib = capacity.per_device(shape, self.device_memory_mib)
             self.n_by_width[capacity.width_of(shape)] += sign
             used, memory_free = self.device_used, self.device_memory_free
+            left, is_healthy = self.device_free, self.is_healthy
             for device in devices:
                 used[device] += sign * milli
                 memory_free[device] -= sign * memory_mib
-            self._count()
+                if is_healthy[device]:
+                    was_whole = left[device] == MILLI
+                    left[device] = max(MILLI - used[device], 0)
+                    self.n_whole += (left[device] == MILLI) - was_whole
+            self.most_milli = MILLI if self.n_whole else max(left)
 
     def lower_to(self, other: "NodeBooks") -> None:
         """Offer at most what the other books of the node offer."""
@@ -167,7 +172,7 @@ class NodeBooks:
         """Derive what the devices can still give from what is taken and healthy."""
         devices = zip(self.is_healthy, self.device_used, strict=True)
         left = [max(MILLI - taken, 0) if is_healthy else 0 for is_healthy, taken in devices]
-        self.device_free = tuple(left)
+        self.device_free = left
         self.n_whole = left.count(MILLI)
         self.most_milli = max(left, default=0)
 

@@ -5,7 +5,7 @@ traces run on 8 V100, 16 P100 and 24 K80 until all jobs have ended; the generate
 each until jobs 500 to 999 have.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
 from math import floor, log
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from policies.orderings import nobody
 from scheduler.core.model import Gpu, JobPhase, Node, NodeName, Shape
+from scheduler.core.node_books import NodeBooks
 from scheduler.core.ports import Backfilling, Policy
 from scheduler.core.snapshot import NodeColumns, Rows, Snapshot
 from simulator.cluster import SimulatedCluster, cluster_of
@@ -247,7 +248,7 @@ def policy_of(name: str, rule: GavelRule) -> Policy:
         name=name,
         order=_as_they_are,
         may_preempt=nobody,
-        score=_first_node,
+        score=_FirstNode(),
         rounds=rule,
         backfill=Backfilling.EASY,
         patience_s=np.inf,
@@ -259,8 +260,14 @@ def _as_they_are(snapshot: Snapshot, rows: Rows) -> Rows:
     return rows
 
 
-def _first_node(nodes: NodeColumns, shape: Shape, rows: Rows) -> NDArray[np.float64]:
-    return np.zeros(len(rows))
+class _FirstNode:
+    """The score by which the first node that fits is the best."""
+
+    def __call__(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> NDArray[np.float64]:
+        return np.zeros(len(rows))
+
+    def of_node(self, shape: Shape) -> Callable[[NodeBooks], float]:
+        return lambda books: 0.0
 
 
 def figures(
