@@ -209,7 +209,7 @@ def _book(
 ) -> None:
     # Plain integers, cell by cell: numpy is slow on the handful of devices that a node has.
     free = nodes.free[row]
-    cpu_milli, memory_mib, _, _ = free.tolist()
+    cpu_milli, memory_mib, n_whole, _ = free.tolist()
     free[CPU] = cpu_milli - sign * shape.cpu_milli
     free[MEMORY] = memory_mib - sign * shape.memory_mib
     nodes.n_tasks[row] += sign
@@ -224,8 +224,11 @@ def _book(
         used[device] = taken
         memory_free[device] = memory_free.item(device) - sign * device_mib
         if is_healthy.item(device):
-            left[device] = max(MILLI - taken, 0)
-    _sum_up(free, left.tolist())
+            now_left = max(MILLI - taken, 0)
+            n_whole += (now_left == MILLI) - (left.item(device) == MILLI)
+            left[device] = now_left
+    free[GPUS] = n_whole
+    free[FRACTION] = MILLI if n_whole else max(left.tolist())
 
 
 def width_of(shape: Shape) -> int:
@@ -245,13 +248,8 @@ def count_devices(nodes: NodeColumns, row: int) -> None:
     used, is_healthy = nodes.device_used[row], nodes.is_healthy[row]
     left = np.where(is_healthy, np.maximum(MILLI - used, 0), 0)
     nodes.device_free[row] = left
-    _sum_up(nodes.free[row], left.tolist())
-
-
-def _sum_up(free: IntColumn, left: list[int]) -> None:
-    """Write what a node has of whole devices, and of one, to its row of `free`."""
-    free[GPUS] = left.count(MILLI)
-    free[FRACTION] = max(left, default=0)
+    nodes.free[row, GPUS] = np.count_nonzero(left == MILLI)
+    nodes.free[row, FRACTION] = left.max(initial=0)
 
 
 def count_all(nodes: NodeColumns, rows: Rows) -> None:

@@ -89,7 +89,7 @@ class Lifecycle:
         started_at_s = max(self._at_s, task.bound_at_s)
         self._move_task(record, task, task.moved(TaskPhase.RUNNING, started_at_s=started_at_s))
         record.revision = self._state.revision
-        self._state.sync_tasks(record)
+        self._state.sync(record)
         self._changes.jobs[record.id] = None
 
     def task_ended(

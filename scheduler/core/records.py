@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from scheduler.core.errors import InvariantError
 from scheduler.core.model import (
+    FINAL_TASK_PHASES,
     MILLI,
     Job,
     JobId,
@@ -55,18 +56,17 @@ class Received:
             return Received(gpu_s=((stint.gpu_type, stint.gpu_s),), stints=(stint,))
         totals = dict(self.gpu_s)
         totals[stint.gpu_type] = totals.get(stint.gpu_type, 0.0) + stint.gpu_s
-        kept = []
-        for other in self.stints:
-            if (other.gpu_type, other.from_s) == (stint.gpu_type, stint.from_s):
-                stint = replace(
-                    stint,
-                    gpu_s=other.gpu_s + stint.gpu_s,
-                    until_s=max(other.until_s, stint.until_s),
-                )
-            else:
-                kept.append(other)
-        kept.append(stint)
-        return Received(gpu_s=tuple(sorted(totals.items())), stints=tuple(kept[-STINTS_KEPT:]))
+        stints, from_s = self.stints, stint.from_s
+        together = [s for s in stints if s.from_s == from_s and s.gpu_type == stint.gpu_type]
+        for other in together:
+            stint = replace(
+                stint,
+                gpu_s=other.gpu_s + stint.gpu_s,
+                until_s=max(other.until_s, stint.until_s),
+            )
+            stints = tuple(s for s in stints if s is not other)
+        kept = (*stints, stint)[-STINTS_KEPT:]
+        return Received(gpu_s=tuple(sorted(totals.items())), stints=kept)
 
 
 NOTHING_RECEIVED = Received()
@@ -133,7 +133,7 @@ class JobRecord:
 
     def live_tasks(self) -> list[Task]:
         """Return the tasks that hold resources."""
-        return [task for task in self.tasks.values() if not task.phase.is_final]
+        return [task for task in self.tasks.values() if task.phase not in FINAL_TASK_PHASES]
 
     def shape_of(self, task: Task) -> Shape:
         """Return what a task of the job asks of its node."""

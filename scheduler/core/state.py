@@ -101,6 +101,7 @@ class ClusterState:
         self._gang_number: dict[Gang, int] = {}
         self._kind_number: dict[tuple[object, ...], int] = {}
         self._row_of: dict[JobId, int] = {}
+        self._unwritten: dict[JobId, JobRecord] = {}  # whose rows lag behind them
         self._free_rows: list[int] = []
         self._node_table = NodeColumns.empty()
         self._job_table = JobColumns.empty()
@@ -110,6 +111,7 @@ class ClusterState:
 
     def snapshot(self, now_s: float) -> Snapshot:
         """Return the state at `now_s`; costs nothing until the next change."""
+        self._write_rows()
         snapshot = Snapshot(
             now_s=now_s,
             revision=self.revision,
@@ -205,8 +207,20 @@ class ClusterState:
             jobs.gang[self._row_of[record.id]] = self._gang(record.job)
 
     def sync(self, record: JobRecord) -> None:
-        """Write the record's dynamic state to the table."""
-        jobs, row = self._jobs(), self._row_of[record.id]
+        """Have the record's dynamic state written to the table before anybody reads it.
+
+        Not at once: a job that is moved changes five times from one snapshot to the next.
+        """
+        self._unwritten[record.id] = record
+
+    def _write_rows(self) -> None:
+        if self._unwritten:
+            jobs = self._jobs()
+            for job_id, record in self._unwritten.items():
+                self._write_row(jobs, self._row_of[job_id], record)
+            self._unwritten.clear()
+
+    def _write_row(self, jobs: JobColumns, row: int, record: JobRecord) -> None:
         spec = record.job.spec
         live = tuple(record.live_tasks())
         is_running = record.phase is JobPhase.RUNNING
@@ -216,9 +230,9 @@ class ClusterState:
         jobs.attempt[row] = record.attempt
         jobs.yields_to[row] = record.yields_to
         jobs.goes_first[row] = record.goes_first
-        jobs.n_unmet[row] = self.n_unmet.get(record.id, 0)
+        jobs.n_unmet[row] = self.n_unmet.get(record.job.id, 0)
         jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
-        jobs.n_stopping[row] = [task.phase for task in live].count(TaskPhase.STOPPING)
+        jobs.n_stopping[row] = sum([t.phase is TaskPhase.STOPPING for t in live])
         jobs.gpu_milli[row] = record.held_gpu_milli() if live else 0
         jobs.is_divisible[row] = is_running and has_spare(record, live)
         jobs.may_resize_at_s[row] = may_resize_at_s(record)
@@ -235,17 +249,16 @@ class ClusterState:
             record.last_started_at_s + spec.time_limit_s if has_deadline else NEVER_S
         )
 
-    def sync_tasks(self, record: JobRecord) -> None:
-        """Write the record's live tasks to the table, after one of them began to run."""
-        self._jobs().tasks[self._row_of[record.id]] = tuple(record.live_tasks())
-
     def is_overdue(self, record: JobRecord, at_s: float) -> bool:
         """Return whether a running job is at its time limit."""
-        return bool(self._job_table.deadline_at_s[self._row_of[record.id]] <= at_s)
+        limit_s = record.job.spec.time_limit_s
+        is_limited = record.phase is JobPhase.RUNNING and limit_s > 0
+        return is_limited and record.last_started_at_s + limit_s <= at_s
 
     def drop_job(self, record: JobRecord) -> None:
         """Forget a job that has ended, but for its outcome."""
         jobs, row = self._jobs(), self._row_of.pop(record.id)
+        self._unwritten.pop(record.id, None)
         jobs.phase[row] = -1
         jobs.n_stopping[row] = jobs.n_missing[row] = jobs.gpu_milli[row] = 0
         jobs.deadline_at_s[row] = NEVER_S
@@ -566,6 +579,7 @@ class ClusterState:
 
     def queue_counts(self) -> tuple[list[int], list[int], list[int]]:
         """Return, by number of the queue, jobs that wait, jobs that run, and GPUs they hold."""
+        self._write_rows()
         jobs, n_queues = self._job_table, len(self.queues)
         is_on = np.isin(
             jobs.phase, [PHASE_CODE[JobPhase.RUNNING], PHASE_CODE[JobPhase.STOPPING]]
