@@ -15,6 +15,9 @@ from simulator.workload import TraceJob
 
 NEVER = float("nan")
 
+ROWS_AT_ONCE = 1_024
+"""Rows that are made at a time, with what jobs have that have done nothing yet."""
+
 _FLOATS = (
     "n_gpus",
     "submitted_at_s",
@@ -79,39 +82,39 @@ class JobRows:
     """The rows of all jobs in the order of submission."""
 
     def __init__(self) -> None:
+        self._n_rows = 0
         self._floats = {name: array("d") for name in _FLOATS}
         self._ints = {name: array("q") for name in _INTS}
         self._texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
-        self._defaults = [
-            (column, NEVER if name in _MOMENTS else 0.0)
-            for name, column in self._floats.items()
-        ]
 
     def __len__(self) -> int:
-        return len(self._ints["n_tasks"])
+        return self._n_rows
+
+    def _make_rows(self) -> None:
+        for name, floats in self._floats.items():
+            floats.extend([NEVER if name in _MOMENTS else 0.0] * ROWS_AT_ONCE)
+        for ints in self._ints.values():
+            ints.extend([0] * ROWS_AT_ONCE)
+        for name, texts in self._texts.items():
+            texts.extend([JobPhase.PENDING.value if name == "phase" else ""] * ROWS_AT_ONCE)
 
     def open(self, trace: TraceJob, job_id: JobId, *, spec: JobSpec, alone_s: float) -> int:
         """Add a row for a job that was submitted; return its number."""
-        number = len(self)
-        texts = self._texts
-        texts["key"].append(trace.key or str(job_id))
-        texts["name"].append(spec.name)
-        texts["submitter"].append(trace.submitter)
-        texts["queue"].append(spec.queue)
-        texts["kind"].append(spec.kind.value)
-        texts["phase"].append(JobPhase.PENDING.value)
-        texts["gpu_type"].append("")
-        floats = self._floats
-        for column, value in self._defaults:
-            column.append(value)
-        floats["n_gpus"][-1] = spec.total_gpu_milli / MILLI
-        floats["submitted_at_s"][-1] = trace.at_s
-        floats["deadline_at_s"][-1] = spec.deadline_at_s or NEVER
-        floats["alone_s"][-1] = alone_s
-        for column_of_ints in self._ints.values():
-            column_of_ints.append(0)
-        self._ints["n_tasks"][-1] = spec.n_tasks
-        self._ints["priority"][-1] = spec.priority
+        number, texts, floats, ints = self._n_rows, self._texts, self._floats, self._ints
+        if number == len(ints["n_tasks"]):
+            self._make_rows()
+        self._n_rows += 1
+        texts["key"][number] = trace.key or job_id
+        texts["name"][number] = spec.name
+        texts["submitter"][number] = trace.submitter
+        texts["queue"][number] = spec.queue
+        texts["kind"][number] = spec.kind.value
+        floats["n_gpus"][number] = spec.total_gpu_milli / MILLI
+        floats["submitted_at_s"][number] = trace.at_s
+        floats["deadline_at_s"][number] = spec.deadline_at_s or NEVER
+        floats["alone_s"][number] = alone_s
+        ints["n_tasks"][number] = spec.n_tasks
+        ints["priority"][number] = spec.priority
         return number
 
     def close(
@@ -152,9 +155,9 @@ class JobRows:
 
     def table(self) -> JobTable:
         """Return all rows."""
-        columns: dict[str, Any] = {**self._texts}
-        columns |= {name: np.array(column) for name, column in self._floats.items()}
-        columns |= {name: np.array(column, np.int64) for name, column in self._ints.items()}
+        n_rows, arrays = self._n_rows, {**self._floats, **self._ints}
+        columns: dict[str, Any] = {name: texts[:n_rows] for name, texts in self._texts.items()}
+        columns |= {name: np.array(column)[:n_rows] for name, column in arrays.items()}
         return JobTable(**columns)
 
 

@@ -216,7 +216,7 @@ def alone_s(trace: TraceJob, node_types: dict[str, int]) -> float:
 
     `node_types` has the GPUs of the widest node of each type.
     """
-    spec = trace.spec
+    spec, n_tasks = trace.spec, trace.spec.n_tasks
     n_gpus = spec.total_gpu_milli / MILLI
     wanted = {gpu_type for role in spec.roles for gpu_type in role.shape.gpu_types}
     types = [t for t in node_types if t in wanted or not wanted] if n_gpus else [""]
@@ -224,10 +224,10 @@ def alone_s(trace: TraceJob, node_types: dict[str, int]) -> float:
     for gpu_type in types:
         width = node_types.get(gpu_type, 0) if n_gpus else 0
         gang = Gang(
-            n_tasks=spec.n_tasks,
+            n_tasks=n_tasks,
             n_gpus=n_gpus,
             gpu_types=(gpu_type,) if n_gpus else (),
-            n_nodes=max(1, -(-int(n_gpus) // width) if width else spec.n_tasks),
+            n_nodes=max(1, -(-int(n_gpus) // width) if width else n_tasks),
             n_racks=1,
         )
         best = min(best, _run_s(trace, gang))

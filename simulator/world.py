@@ -169,7 +169,8 @@ class World:
             task = start.task
             machine = self.machines.by_name[task.node]
             self._sit(job, task.id, seat_on(machine, shapes[task.id.role], task.devices))
-            pull_s = max(pull_s, self._pull_s(machine, start))
+            if self._image_pull_s:
+                pull_s = max(pull_s, self._pull_s(machine, start))
         self.tally.n_starts += len(starts)
         if is_first:
             self.tally.n_running += 1
@@ -212,8 +213,6 @@ class World:
             self._set_speed(job)
 
     def _pull_s(self, machine: Machine, start: Start) -> float:
-        if not self._image_pull_s:
-            return 0.0
         role = start.task.id.role
         launch = next(r.launch for r in start.job.spec.roles if r.name == role)
         if not launch.image or launch.image in machine.images:

@@ -21,7 +21,7 @@ import numpy as np
 from scheduler.core import capacity
 from scheduler.core.held import HeldTasks
 from scheduler.core.model import MILLI, Levels, Shape, Task, TaskPhase
-from scheduler.core.node_books import WITHOUT_END, NodeBooks
+from scheduler.core.node_books import WITHOUT_END, NodeBooks, read_again
 from scheduler.core.ports import NodeScore
 from scheduler.core.snapshot import (
     CPU,
@@ -411,7 +411,8 @@ class Space:
         mine.device_memory_free[at] = nodes.device_memory_free[at]
         mine.n_tasks[at] = nodes.n_tasks[at]
         mine.n_by_width[at] = nodes.n_by_width[at]
-        self._reread(at)
+        opened = [row for row in at if row in self._books]
+        read_again([self._books[row] for row in opened], mine, opened)
         for row in at:
             self._changed.append(row)
             self.version[row] += 1

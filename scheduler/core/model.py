@@ -245,12 +245,12 @@ class JobSpec:
     @property
     def n_tasks(self) -> int:
         """Tasks wanted over all roles."""
-        return sum(role.count for role in self.roles)
+        return sum([role.count for role in self.roles])
 
     @property
     def total_gpu_milli(self) -> int:
         """GPU wanted over all tasks, in thousandths of a device."""
-        return sum(role.count * role.shape.total_gpu_milli for role in self.roles)
+        return sum([role.count * role.shape.total_gpu_milli for role in self.roles])
 
     def speed_on(self, gpu_type: str) -> float:
         """Return the work per second of the whole gang on GPUs of that type.

@@ -4,7 +4,7 @@ A `Space` opens them for the nodes that it books on, one task after another, and
 back to its columns before somebody reads these. They book as `capacity` does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from scheduler.core import capacity
 from scheduler.core.capacity import Devices
@@ -44,18 +44,35 @@ class NodeBooks:
         self.n_gpus = int(nodes.n_gpus[row])
         self.is_healthy: list[bool] = nodes.is_healthy[row].tolist()
         self.device_memory_mib = int(nodes.device_memory_mib[row])
+        self.read(
+            nodes.free[row].tolist(),
+            nodes.device_free[row].tolist(),
+            nodes.device_used[row].tolist(),
+            nodes.device_memory_free[row].tolist(),
+            nodes.n_tasks.item(row),
+            nodes.n_by_width[row].tolist(),
+        )
+
+    def read(
+        self,
+        free: list[int],
+        device_free: list[int],
+        device_used: list[int],
+        device_memory_free: list[int],
+        n_tasks: int,
+        n_by_width: list[int],
+    ) -> None:
+        """Take over what is free and taken, as it is in a row of the columns."""
         self.cpu_milli: int
         self.memory_mib: int
         self.n_whole: int  # devices of which nothing is taken
         self.most_milli: int  # that one device can still give
-        self.cpu_milli, self.memory_mib, self.n_whole, self.most_milli = nodes.free[
-            row
-        ].tolist()
-        self.device_free: list[int] = nodes.device_free[row].tolist()
-        self.device_used: list[int] = nodes.device_used[row].tolist()
-        self.device_memory_free: list[int] = nodes.device_memory_free[row].tolist()
-        self.n_tasks = int(nodes.n_tasks[row])
-        self.n_by_width: list[int] = nodes.n_by_width[row].tolist()
+        self.cpu_milli, self.memory_mib, self.n_whole, self.most_milli = free
+        self.device_free = device_free
+        self.device_used = device_used
+        self.device_memory_free = device_memory_free
+        self.n_tasks = n_tasks
+        self.n_by_width = n_by_width
 
     def copy(self) -> "NodeBooks":
         """Return books that go their own way."""
@@ -175,6 +192,20 @@ class NodeBooks:
         self.device_free = left
         self.n_whole = left.count(MILLI)
         self.most_milli = max(left, default=0)
+
+
+def read_again(books: Sequence[NodeBooks], nodes: NodeColumns, rows: Sequence[int]) -> None:
+    """Take over what is free and taken on many nodes, each in the row of its books."""
+    columns = (
+        nodes.free[rows].tolist(),
+        nodes.device_free[rows].tolist(),
+        nodes.device_used[rows].tolist(),
+        nodes.device_memory_free[rows].tolist(),
+        nodes.n_tasks[rows].tolist(),
+        nodes.n_by_width[rows].tolist(),
+    )
+    for each, *values in zip(books, *columns, strict=True):
+        each.read(*values)
 
 
 def _paired(of_two: Callable[[int, int], int], mine: list[int], theirs: list[int]) -> list[int]:

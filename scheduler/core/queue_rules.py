@@ -14,6 +14,8 @@ from scheduler.core.refusals import Refused
 
 def with_defaults(spec: JobSpec, line: Sequence[Queue]) -> JobSpec:
     """Return the spec with what the queues say where it says nothing."""
+    if not any(map(_has_defaults, line)):
+        return spec
     priority = spec.priority
     if not priority and not spec.priority_class:
         priority = int(_nearest(queue.default_priority for queue in line))
@@ -38,6 +40,16 @@ def with_defaults(spec: JobSpec, line: Sequence[Queue]) -> JobSpec:
 
 def _nearest(values: Iterable[float]) -> float:
     return next((value for value in values if value), 0)
+
+
+def _has_defaults(queue: Queue) -> bool:
+    return bool(
+        queue.default_priority
+        or queue.default_min_runtime_s
+        or queue.default_time_limit_s
+        or queue.max_time_limit_s
+        or not queue.is_preemptible
+    )
 
 
 def check_spec(spec: JobSpec, line: Sequence[Queue]) -> None:

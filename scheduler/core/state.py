@@ -231,11 +231,15 @@ class ClusterState:
         jobs.yields_to[row] = record.yields_to
         jobs.goes_first[row] = record.goes_first
         jobs.n_unmet[row] = self.n_unmet.get(record.job.id, 0)
-        jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
         jobs.n_stopping[row] = sum([t.phase is TaskPhase.STOPPING for t in live])
-        jobs.gpu_milli[row] = record.held_gpu_milli() if live else 0
-        jobs.is_divisible[row] = is_running and has_spare(record, live)
-        jobs.may_resize_at_s[row] = may_resize_at_s(record)
+        jobs.gpu_milli[row] = sum([record.shape_of(task).total_gpu_milli for task in live])
+        if spec.elastic or spec.kind is JobKind.INFERENCE:
+            jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
+            jobs.is_divisible[row] = is_running and has_spare(record, live)
+            jobs.may_resize_at_s[row] = may_resize_at_s(record)
+        else:
+            jobs.n_missing[row] = jobs.is_divisible[row] = 0
+            jobs.may_resize_at_s[row] = 0.0
         if record.seats:
             jobs.seats[row] = record.seats
         else:
@@ -699,12 +703,9 @@ def missing_members(record: JobRecord) -> list[tuple[str, int]]:
 
 
 def has_spare(record: JobRecord, live: tuple[Task, ...]) -> bool:
-    """Return whether a running job could give some of its tasks up and go on."""
-    spec = record.job.spec
-    if spec.kind is not JobKind.INFERENCE and not spec.elastic:
-        return False
+    """Return whether a job whose size may change could give some of its tasks up and go on."""
     staying = Counter(t.id.role for t in live if t.phase is not TaskPhase.STOPPING)
-    return any(staying[role.name] > role.min_count for role in spec.roles)
+    return any(staying[role.name] > role.min_count for role in record.job.spec.roles)
 
 
 def may_resize_at_s(record: JobRecord) -> float:
