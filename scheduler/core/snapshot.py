@@ -136,6 +136,14 @@ class NodeColumns:
         }
         return replace(self, **arrays, nodes=self.nodes.copy(), row_of=self.row_of.copy())
 
+    def widen(self, n_devices: int) -> None:
+        """Have columns for so many devices of a node."""
+        for name in ("device_free", "device_used", "device_memory_free", "is_healthy"):
+            old = getattr(self, name)
+            wide = np.zeros((len(old), n_devices), old.dtype)
+            wide[:, : old.shape[1]] = old
+            setattr(self, name, wide)
+
     def without_removed(self) -> Self:
         """Return the table without the rows of removed nodes, the others in their order."""
         kept = np.flatnonzero(~self.is_removed)

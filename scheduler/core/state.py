@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from weakref import ReferenceType, ref
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from scheduler.core import capacity
 from scheduler.core.dump import OutcomeDump, RequestDump, UsageDump
@@ -40,11 +40,11 @@ from scheduler.core.queue_tree import (
     gpu_types_of,
 )
 from scheduler.core.records import NOTHING_RECEIVED, JobRecord, NodeView
+from scheduler.core.rows import with_row
 from scheduler.core.sharing import may_share
 from scheduler.core.snapshot import (
     CPU,
     MEMORY,
-    N_WIDTHS,
     NEVER_S,
     PHASE_CODE,
     ChangeLog,
@@ -382,34 +382,34 @@ class ClusterState:
         """Append a row for a new node."""
         nodes = self._nodes()
         self._log.layout += 1
-        n_devices = max(nodes.device_free.shape[1], len(node.gpus))
-
-        def devices(table: NDArray[np.int64], fill: int) -> NDArray[np.int64]:
-            wide = np.zeros((len(table) + 1, n_devices), table.dtype)
-            wide[:-1, : table.shape[1]] = table
-            wide[-1, : len(node.gpus)] = fill
-            return wide
-
+        n_gpus = len(node.gpus)
+        if n_gpus > nodes.device_free.shape[1]:
+            nodes.widen(n_gpus)
+        is_gpu = np.arange(nodes.device_free.shape[1]) < n_gpus
         memory_mib = min((gpu.memory_mib for gpu in node.gpus), default=0)
+        row: dict[str, ArrayLike] = {
+            "free": (node.cpu_milli, node.memory_mib, 0, 0),
+            "device_free": 0,
+            "device_used": 0,
+            "device_memory_free": is_gpu * memory_mib,
+            "is_healthy": is_gpu,
+            "device_memory_mib": memory_mib,
+            "is_up": True,
+            "is_cordoned": False,
+            "is_draining": False,
+            "is_removed": False,
+            "n_tasks": 0,
+            "n_by_width": 0,
+            "n_gpus": n_gpus,
+            "price_usd_per_h": node.price_usd_per_h,
+            "n_failures": 0.0,
+            "failed_at_s": 0.0,
+            "kind": self._kind(nodes, node),
+        }
+        for name, cell in row.items():
+            setattr(nodes, name, with_row(getattr(nodes, name), cell))
         nodes.row_of[node.name] = len(nodes.nodes)
         nodes.nodes.append(node)
-        nodes.free = np.vstack([nodes.free, [[node.cpu_milli, node.memory_mib, 0, 0]]])
-        nodes.device_free = devices(nodes.device_free, 0)
-        nodes.device_used = devices(nodes.device_used, 0)
-        nodes.device_memory_free = devices(nodes.device_memory_free, memory_mib)
-        nodes.is_healthy = devices(nodes.is_healthy.astype(np.int64), 1).astype(np.bool_)
-        nodes.device_memory_mib = np.append(nodes.device_memory_mib, memory_mib)
-        nodes.is_up = np.append(nodes.is_up, True)
-        nodes.is_cordoned = np.append(nodes.is_cordoned, False)
-        nodes.is_draining = np.append(nodes.is_draining, False)
-        nodes.is_removed = np.append(nodes.is_removed, False)
-        nodes.n_tasks = np.append(nodes.n_tasks, 0)
-        nodes.n_by_width = np.vstack([nodes.n_by_width, np.zeros((1, N_WIDTHS), np.int64)])
-        nodes.n_gpus = np.append(nodes.n_gpus, len(node.gpus))
-        nodes.price_usd_per_h = np.append(nodes.price_usd_per_h, node.price_usd_per_h)
-        nodes.n_failures = np.append(nodes.n_failures, 0.0)
-        nodes.failed_at_s = np.append(nodes.failed_at_s, 0.0)
-        nodes.kind = np.append(nodes.kind, self._kind(nodes, node))
         nodes.fits_statically, nodes.misfits_by_kind, nodes.trees = {}, {}, {}
         self._know_gpu_type(node)
         capacity.count_devices(nodes, len(nodes.nodes) - 1)
