@@ -19,7 +19,14 @@ from dataclasses import replace
 import numpy as np
 
 from scheduler.core.draft import Booked, Draft, Promise, Space
-from scheduler.core.holdings import Holdings, MostTasks, amounts_by_node, exodus, holdings_of
+from scheduler.core.holdings import (
+    Holdings,
+    MostTasks,
+    amounts_by_node,
+    exodus,
+    holdings_of,
+    in_turn,
+)
 from scheduler.core.model import JobId, JobKind
 from scheduler.core.placement import (
     Member,
@@ -258,10 +265,8 @@ class _Claims:
         found = [order for order in orders if order is not None]
         if len(found) < len(orders):
             return None
-        likely = dict.fromkeys(row for order in found for row in order.rows[: order.n_likely])
-        rest = dict.fromkeys(row for order in found for row in order.rows)
-        for rows in (list(likely), [row for row in rest if row not in likely]):
-            self._release(space, rows)
+        for rows in in_turn(found):
+            self._release(space, list(rows))
             members = place_gang(space, wants)
             if not isinstance(members, Shortfall):
                 return space, members

@@ -242,6 +242,7 @@ class _Growth:
         self._space.close(set(np.flatnonzero(closed).tolist()))
         self._draft = draft
         self._growers: dict[int, _Grower] = {}
+        self._is_room: dict[int, bool] = {}  # by the number of a gang
         self.retry_at_s = np.inf  # when a job that would lose too much now has saved its work
 
     def add_running(self, rows: Rows) -> None:
@@ -256,7 +257,7 @@ class _Growth:
                 continue
             if is_service and (jobs.n_missing[row] or jobs.eligible_at_s[row] > snapshot.now_s):
                 continue
-            if is_service or is_whole:
+            if (is_service or is_whole) and self._could_grow(int(jobs.gang[row])):
                 taken = [(task.id.role, task.id.index) for task in tasks]
                 row_of = snapshot.nodes.row_of
                 places = [(row_of[task.node], task.devices) for task in tasks]
@@ -269,6 +270,13 @@ class _Growth:
         taken = [(member.want.role, member.index) for member in members]
         places = [(member.spot.row, member.spot.devices) for member in members]
         self._add(row, taken, tuple(sorted(types)), places=places)
+
+    def _could_grow(self, gang: int) -> bool:
+        """Return whether there is a place for a task of such jobs, on whatever type."""
+        if gang not in self._is_room:
+            shapes = {role.shape for role in self._snapshot.gangs[gang]}
+            self._is_room[gang] = any(self._space.n_fit(shape) for shape in shapes)
+        return self._is_room[gang]
 
     def _on_same_type(self, row: int) -> tuple[str, ...]:
         nodes = self._snapshot.nodes

@@ -6,8 +6,9 @@ the caller tries them on the books of a draft.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -102,10 +103,10 @@ def run_starts(column: Rows) -> BoolColumn:
 
 @dataclass(frozen=True, slots=True)
 class Exodus:
-    """Job rows in the order in which they would have to go; the first `n_likely` may do."""
+    """Rows in the order in which they would have to go; the first ones, `likely`, may do."""
 
-    rows: list[int]
-    n_likely: int
+    likely: list[int]
+    rows: Rows  # all of them, some more than once
 
 
 def exodus(held: Holdings, space: Space, shape: Shape, n_wanted: int) -> Exodus | None:
@@ -120,7 +121,7 @@ def exodus(held: Holdings, space: Space, shape: Shape, n_wanted: int) -> Exodus 
     free = free_of(space)
     n_free = np.where(could, copies_of(free, shape), 0)
     if not len(row):
-        return Exodus([], 0) if int(n_free.sum()) >= n_wanted else None
+        return Exodus([], row) if int(n_free.sum()) >= n_wanted else None
     begins = run_starts(node)
     start = np.maximum.accumulate(np.where(begins, np.arange(len(node)), 0))
     amount = held.amount[kept]
@@ -143,8 +144,18 @@ def exodus(held: Holdings, space: Space, shape: Shape, n_wanted: int) -> Exodus 
     place[has_item] = rank[item[has_item]]
     order = np.argsort(place, kind="stable")
     n_likely = int(np.count_nonzero(place < n_items))
-    likely = dict.fromkeys(row[order[:n_likely]].tolist())
-    return Exodus(list(likely | dict.fromkeys(row[order].tolist())), len(likely))
+    return Exodus(list(dict.fromkeys(row[order[:n_likely]].tolist())), row[order])
+
+
+def in_turn(orders: Sequence[Exodus]) -> tuple[list[int], Iterator[int]]:
+    """Return who may do for all of these, and then everybody else, each once."""
+    likely = dict.fromkeys(chain.from_iterable(order.likely for order in orders))
+    return list(likely), _others(orders, likely)
+
+
+def _others(orders: Sequence[Exodus], likely: Container[int]) -> Iterator[int]:
+    rows = chain.from_iterable(order.rows.tolist() for order in orders)
+    yield from (row for row in dict.fromkeys(rows) if row not in likely)
 
 
 def _cheapest(

@@ -10,27 +10,21 @@ out not to be needed is spared: jobs as a whole, dearest first, then task by tas
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from scheduler.core import capacity
 from scheduler.core.draft import Draft
-from scheduler.core.holdings import AMOUNTS, Holdings, exodus
-from scheduler.core.model import MILLI, JobKind, Shape, Task, TaskPhase
+from scheduler.core.holdings import exodus, in_turn
+from scheduler.core.model import JobKind, Task, TaskPhase
 from scheduler.core.placement import Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
-from scheduler.core.preemption import CPU_WEIGHT, RESTART_S
 from scheduler.core.quotas import Claim, Excess, Quotas, least_of
 from scheduler.core.reclaim import MOST_TRIES, Room, of_type
-from scheduler.core.snapshot import BoolColumn, FloatColumn, IntColumn, Rows
-
-Spare = dict[int, Counter[str]]
-"""By job row, how many tasks of each role may go: at least one."""
-
-_NOTHING = np.empty((0, AMOUNTS), np.int64)
+from scheduler.core.snapshot import BoolColumn, Rows
+from scheduler.core.spares import Spares, width_of
 
 
 @dataclass(slots=True)
@@ -42,37 +36,12 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class _Holder:
-    """A running job as it stands in this cycle, and what each of its T tasks holds."""
-
-    tasks: list[Task]  # who goes first, first
-    node: Rows  # [T]
-    amount: IntColumn  # [T, 3]
-    width: FloatColumn  # [T] in GPUs
-    n_roles: int
-    surplus: Counter[str]  # tasks beyond what it wants, by role
-    spare: Counter[str]  # tasks beyond what it needs
-    cost_gpu_s: float  # of shrinking it
-
-    def only(self, roles: Container[str]) -> "_Holder":
-        """Return it with the tasks of these roles alone."""
-        going = [i for i, task in enumerate(self.tasks) if task.id.role in roles]
-        return replace(
-            self,
-            tasks=[self.tasks[i] for i in going],
-            node=self.node[going],
-            amount=self.amount[going],
-            width=self.width[going],
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class _Right:
     """What a waiting job may ask others to give up, for one way of placing it."""
 
     wants: tuple[Want, ...]
-    surplus: Spare
-    spare: Spare  # with the surplus
+    surplus: BoolColumn  # by job row: who gives what it has beyond what it wants
+    spare: BoolColumn  # by job row: who gives what it has beyond what it needs
     claim: Claim | None = None  # of a queue; None: the policy alone decides
     by_policy: BoolColumn | None = None
 
@@ -97,8 +66,9 @@ class Shrinking:
             kinds = [draft.snapshot.job_at(row).spec.kind for row in rows.tolist()]
             rows = rows[np.array([kind is JobKind.INFERENCE for kind in kinds], np.bool_)]
         self._rows = rows
+        self.spares = Spares(draft.snapshot)
         self.cuts: dict[int, Cut] = {}  # by job row
-        self._holders: dict[int, _Holder] = {}  # by job row, those looked at so far
+        self._is_cut = np.zeros(len(draft.is_evicted), np.bool_)
 
     @property
     def is_idle(self) -> bool:
@@ -157,14 +127,13 @@ class Shrinking:
     def _rights(self, row: int, wants: tuple[Want, ...]) -> Iterator[_Right]:
         """Yield what the job may ask for, the least first."""
         surplus = self._surplus(row, wants)
-        if surplus:
-            yield _Right(wants, surplus, surplus)
+        if surplus.any():
+            yield _Right(wants, surplus, np.zeros(len(surplus), np.bool_))
         evictable = self._evictable(row)
         if self._quotas is None:
             allowed = self._rule(self.draft.snapshot, row, evictable)
             if len(allowed):
-                spare = surplus | self._spare(allowed, is_surplus=False)
-                yield _Right(wants, surplus, spare)
+                yield _Right(wants, surplus, self._spare(allowed))
             return
         by_policy = np.zeros(len(self.draft.is_evicted), np.bool_)
         by_policy[self._rule(self.draft.snapshot, row, evictable)] = True
@@ -174,23 +143,28 @@ class Shrinking:
                 continue
             allowed = claim.allowed(evictable[by_policy[evictable]], evictable)
             if len(allowed):
-                spare = surplus | self._spare(allowed, is_surplus=False)
                 asked = wants if gpu_type is None else of_type(wants, gpu_type)
-                yield _Right(asked, surplus, spare, claim, by_policy)
+                yield _Right(asked, surplus, self._spare(allowed), claim, by_policy)
 
-    def _surplus(self, row: int, wants: tuple[Want, ...]) -> Spare:
-        """Return what jobs hold beyond what they want and can give back with a gain."""
-        snapshot, jobs, rows = self.draft.snapshot, self.draft.snapshot.jobs, self._able(row)
-        has_cooled = jobs.is_elastic[rows] & (jobs.may_resize_at_s[rows] <= snapshot.now_s)
-        is_cut = np.array([other in self.cuts for other in rows.tolist()], np.bool_)
-        spare = self._spare(rows[has_cooled | is_cut], is_surplus=True)
-        width = sum(_width(w.shape) * len(w.must) for w in least_of(wants))
-        return {
-            other: roles
-            for other, roles in spare.items()
-            if self.cost_gpu_s(other)
-            < width * snapshot.job_at(other).spec.resize_cooldown_s + 1e-9
-        }
+    def _surplus(self, row: int, wants: tuple[Want, ...]) -> BoolColumn:
+        """Return who holds more than it wants and can give it back with a gain."""
+        jobs, spares, rows = self.draft.snapshot.jobs, self.spares, self._able(row)
+        now_s = self.draft.snapshot.now_s
+        has_cooled = jobs.is_elastic[rows] & (jobs.may_resize_at_s[rows] <= now_s)
+        rows = rows[has_cooled | self._is_cut[rows]]
+        spares.look_at(rows)
+        width = sum(width_of(w.shape) * len(w.must) for w in least_of(wants))
+        gains = spares.cost_gpu_s[rows] < width * spares.cooldown_s[rows] + 1e-9
+        surplus = np.zeros(len(self._is_cut), np.bool_)
+        surplus[rows[gains & (spares.n_surplus[rows] > 0)]] = True
+        return surplus
+
+    def _spare(self, rows: Rows) -> BoolColumn:
+        """Return who of these rows holds more than it needs."""
+        self.spares.look_at(rows)
+        spare = np.zeros(len(self._is_cut), np.bool_)
+        spare[rows[self.spares.n_spare[rows] > 0]] = True
+        return spare
 
     def _evictable(self, row: int) -> Rows:
         """Return who may be shrunk by somebody who may stop them."""
@@ -205,55 +179,9 @@ class Shrinking:
         """Return divisible jobs of which nothing is going yet, but for what is cut here."""
         jobs, draft, rows = self.draft.snapshot.jobs, self.draft, self._rows
         is_able = (jobs.n_stopping[rows] == 0) & ~draft.is_evicted[rows]
-        is_able |= np.array([other in self.cuts for other in rows.tolist()], np.bool_)
+        is_able |= self._is_cut[rows]
         able: Rows = rows[is_able & (rows != row) & draft.is_clear()[rows]]
         return able
-
-    def _spare(self, rows: Rows, *, is_surplus: bool) -> Spare:
-        """Return how many tasks may go: beyond what is wanted, or beyond what is needed."""
-        spare: Spare = {}
-        for row in rows.tolist():
-            holder = self.holder(row)
-            if more := holder.surplus if is_surplus else holder.spare:
-                spare[row] = more
-        return spare
-
-    def holder(self, row: int) -> _Holder:
-        """Return how a job stands that may give tasks up."""
-        if row not in self._holders:
-            self._holders[row] = self._look_at(row)
-        return self._holders[row]
-
-    def _look_at(self, row: int) -> _Holder:
-        snapshot = self.draft.snapshot
-        spec, shapes = snapshot.job_at(row).spec, self.shapes(row)
-        tasks = self.staying(row)[::-1]
-        n_of = Counter(task.id.role for task in tasks)
-        may_give = spec.kind is JobKind.INFERENCE or self._is_whole(row)
-        surplus = Counter({role.name: n_of[role.name] - role.count for role in spec.roles})
-        spare = Counter({role.name: n_of[role.name] - role.min_count for role in spec.roles})
-        asks = {
-            role: (shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli)
-            for role, shape in shapes.items()
-        }
-        width = {role: _width(shape) for role, shape in shapes.items()}
-        row_of = snapshot.nodes.row_of
-        amount = np.array([asks[task.id.role] for task in tasks], np.int64)
-        return _Holder(
-            tasks=tasks,
-            node=np.array([row_of[task.node] for task in tasks], np.intp),
-            amount=amount.reshape(-1, AMOUNTS),
-            width=np.array([width[task.id.role] for task in tasks], np.float64),
-            n_roles=len(spec.roles),
-            surplus=+surplus if may_give else Counter(),
-            spare=+spare if may_give else Counter(),
-            cost_gpu_s=self._cost_gpu_s(row, width),
-        )
-
-    def _is_whole(self, row: int) -> bool:
-        """Return whether no member of a gang has ended: one that is ending is left alone."""
-        tasks = self.draft.snapshot.jobs.tasks[row]
-        return bool(tasks) and tasks[0].world_size == len(tasks)
 
     def comes_back(self, row: int, other: int) -> bool:
         """Return whether a service would take what it gave up again, before the job."""
@@ -292,22 +220,6 @@ class Shrinking:
             if task.phase is not TaskPhase.STOPPING and task not in gone
         ]
 
-    def cost_gpu_s(self, row: int) -> float:
-        """Return what shrinking a job costs: a gang its restart and the work not saved."""
-        return self.holder(row).cost_gpu_s
-
-    def _cost_gpu_s(self, row: int, width_of: Mapping[str, float]) -> float:
-        snapshot = self.draft.snapshot
-        if row in self.cuts or snapshot.job_at(row).spec.kind is JobKind.INFERENCE:
-            return 0.0
-        width = sum(width_of[task.id.role] for task in snapshot.jobs.tasks[row])
-        return width * (float(snapshot.unsaved_s(np.array([row], np.intp))[0]) + RESTART_S)
-
-    def shapes(self, row: int) -> dict[str, Shape]:
-        """Return what the tasks of each role take."""
-        gang = self.draft.snapshot.gangs[self.draft.snapshot.jobs.gang[row]]
-        return {role.name: role.shape for role in gang}
-
     # Books
 
     def release(self, row: int, tasks: Sequence[Task], *, sign: int = -1) -> None:
@@ -331,7 +243,7 @@ class Shrinking:
     def can_restore(self, row: int, task: Task) -> bool:
         """Return whether nobody holds the place of a task later."""
         nodes = self.draft.open_later().nodes
-        shape = self.shapes(row)[task.id.role]
+        shape = self.spares.shapes(row)[task.id.role]
         return capacity.can_take(nodes, nodes.row_of[task.node], shape, task.devices)
 
     def _settle(
@@ -360,7 +272,8 @@ class Shrinking:
             is_surplus = not wanted - left
             cut.is_surplus &= is_surplus
             self.draft.is_evicted[row] = True
-            self._holders.pop(row, None)
+            self._is_cut[row] = True
+            self.spares.note_cut(row, cut.tasks)
             found[row] = Cut(tasks, is_surplus)
         return found
 
@@ -370,57 +283,28 @@ class _Search:
 
     def __init__(self, shrinking: Shrinking, row: int, right: _Right) -> None:
         self._shrinking = shrinking
+        self._spares = shrinking.spares
         self._row = row
         self._right = right
-        self._left: Spare = {other: roles.copy() for other, roles in right.spare.items()}
+        self._left: dict[int, Counter[str]] = {}  # of who was asked, by role
         self.taken: dict[int, list[Task]] = {}
-        self._owners, self._tasks, self._held = self._units()
-
-    def _units(self) -> tuple[list[int], list[Task], Holdings]:
-        """Return every task that could go, its job row, and what it holds, cheapest first."""
-        jobs = self._shrinking.draft.snapshot.jobs
-        holders: list[_Holder] = []
-        wholes: list[float] = []
-        rows = sorted(self._left)
-        for row in rows:
-            holder, roles = self._shrinking.holder(row), self._left[row]
-            holders.append(holder if len(roles) == holder.n_roles else holder.only(roles))
-            wholes.append(holder.cost_gpu_s / roles.total())
-        tasks = list(chain.from_iterable(holder.tasks for holder in holders))
-        n_units, n_of = len(tasks), [len(holder.tasks) for holder in holders]
-        held = Holdings(
-            row=np.arange(n_units),
-            node=np.concatenate([np.empty(0, np.intp), *(h.node for h in holders)]),
-            amount=np.concatenate([_NOTHING, *(h.amount for h in holders)]),
-            cost=np.zeros(n_units),
-            share=np.ones(n_units),
-        )
-        of = np.repeat(np.array(rows, np.intp), n_of)
-        whole = np.repeat(np.array(wholes, np.float64), n_of)
-        alone = np.concatenate([np.empty(0), *(h.width for h in holders)]) * RESTART_S
-        cost = np.where(whole > 0, whole, alone)
-        order = np.lexsort((np.arange(n_units), -jobs.sequence[of], jobs.priority[of], cost))
-        rank = np.empty(n_units, np.intp)
-        rank[order] = np.arange(n_units)
-        return of.tolist(), tasks, held.ordered(rank, cost)
 
     def run(self) -> bool:
         """Take what the job needs to fit; return whether it does, else nothing is taken."""
-        space = self._shrinking.draft.open_later()
+        space, right = self._shrinking.draft.open_later(), self._right
+        held = self._spares.holdings(surplus=right.surplus, spare=right.spare)
         orders = [
-            exodus(self._held, space, want.shape, len(want.must))
-            for want in least_of(self._right.wants)
+            exodus(held, space, want.shape, len(want.must)) for want in least_of(right.wants)
         ]
         found = [order for order in orders if order is not None]
         if len(found) < len(orders):
             return False
-        likely = dict.fromkeys(unit for order in found for unit in order.rows[: order.n_likely])
-        rest = dict.fromkeys(unit for order in found for unit in order.rows)
+        likely, others = in_turn(found)
         for unit in likely:
             self._take(unit)
         if not self._fits():
-            for unit in rest:
-                if unit not in likely and self._take(unit) and self._fits():
+            for unit in others:
+                if self._take(unit) and self._fits():
                     break
             else:
                 self.undo()
@@ -430,7 +314,8 @@ class _Search:
 
     def take_all(self) -> None:
         """Take everything that may go."""
-        for unit in range(len(self._tasks)):
+        right = self._right
+        for unit in self._spares.units(surplus=right.surplus, spare=right.spare).tolist():
             self._take(unit)
 
     def leave_who_comes_back(self) -> bool:
@@ -438,7 +323,7 @@ class _Search:
         first = [row for row in self.missed() if self._shrinking.comes_back(self._row, row)]
         for row in first:
             self._give(row, self.taken[row])
-            self._left[row] = self._right.surplus.get(row, Counter()).copy()
+            self._left[row] = Counter(self._surplus_of(row))
         return bool(first)
 
     def missed(self) -> list[int]:
@@ -446,7 +331,7 @@ class _Search:
         found = []
         for row, tasks in self.taken.items():
             spec = self._shrinking.draft.snapshot.job_at(row).spec
-            surplus = self._right.surplus.get(row, Counter())
+            surplus = Counter(self._surplus_of(row))
             is_missed = Counter(task.id.role for task in tasks) - surplus
             if is_missed and spec.kind is JobKind.INFERENCE:
                 found.append(row)
@@ -471,7 +356,12 @@ class _Search:
         return self._shrinking.fits(self._row, self._right.wants)
 
     def _take(self, unit: int) -> bool:
-        row, task = self._owners[unit], self._tasks[unit]
+        row, task = self._spares.row_of[unit], self._spares.tasks[unit]
+        if row not in self._left:
+            is_spare = self._right.spare[row]
+            self._left[row] = Counter(
+                self._spares.spare_of(row) if is_spare else self._surplus_of(row)
+            )
         if not self._left[row][task.id.role] or not self._may_give(row, task):
             return False
         self._take_again(row, task)
@@ -486,9 +376,13 @@ class _Search:
         claim, by_policy = self._right.claim, self._right.by_policy
         if claim is None or by_policy is None:
             return True
-        surplus = self._right.surplus.get(row, Counter())[task.id.role]
+        surplus = self._surplus_of(row).get(task.id.role, 0)
         is_surplus = surplus > sum(t.id.role == task.id.role for t in self.taken.get(row, ()))
         return is_surplus or claim.may_give(row, [task], by_policy)
+
+    def _surplus_of(self, row: int) -> Mapping[str, int]:
+        """Return what the job may give of what it does not want, by role."""
+        return self._spares.surplus_of(row) if self._right.surplus[row] else {}
 
     def _give(self, row: int, tasks: list[Task]) -> None:
         self._shrinking.release(row, tasks, sign=1)
@@ -516,10 +410,5 @@ class _Search:
 
     def _dearest_first(self) -> list[int]:
         sequence = self._shrinking.draft.snapshot.jobs.sequence
-        cost = self._shrinking.cost_gpu_s
-        return sorted(self.taken, key=lambda row: (-cost(row), int(sequence[row])))
-
-
-def _width(shape: Shape) -> float:
-    """Return what a task takes, in GPUs."""
-    return (shape.total_gpu_milli + CPU_WEIGHT * shape.cpu_milli) / MILLI
+        cost = self._spares.cost_gpu_s
+        return sorted(self.taken, key=lambda row: (-float(cost[row]), int(sequence[row])))
