@@ -304,6 +304,24 @@ class TestGivingBack:
         assert (size(cluster, "e"), size(cluster, "due"), size(cluster, "rigid")) == (1, 3, 4)
         cluster.validate()
 
+    def test_places_are_kept_for_others_while_a_job_still_stops_to_shrink(self) -> None:
+        cluster = Cluster("fifo")
+        cluster.add_node("node-0", gpus=8, gpu_type="A100")
+        cluster.add_node("node-1", gpus=4, gpu_type="T4")
+        cluster.submit("e", tasks=2, max_tasks=8, gpu_types=("A100",), **ELASTIC)
+        cluster.submit("beside", gpus=1, gpu_types=("T4",))
+        cluster.settle()
+        cluster.run_all()
+        cluster.advance(700)
+        cluster.submit("long", gpus=6)
+        assert [len(resize.seats) for resize in cluster.cycle().plan.resizes] == [2]
+        cluster.submit("wide", tasks=3, gpus=4)
+        cluster.advance(1000)
+        cluster.submit("late", gpus=1)
+        assert not cluster.cycle().started  # node-1 is kept for the wide one
+        cluster.let_go()
+        assert cluster.settle() == ["e", "long"]
+
 
 class TestServices:
     def test_others_take_replicas_one_by_one_and_never_below_the_min(self) -> None:

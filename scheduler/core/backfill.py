@@ -27,7 +27,7 @@ from scheduler.core.holdings import (
     holdings_of,
     in_turn,
 )
-from scheduler.core.model import JobId, JobKind
+from scheduler.core.model import JobId, JobKind, TaskPhase
 from scheduler.core.placement import (
     Member,
     Shortfall,
@@ -275,7 +275,10 @@ class _Claims:
     def _release(self, space: Space, rows: list[int]) -> None:
         """Book the jobs as gone, also those that only start now or later."""
         for row in rows:
-            self._draft.release(space, row, self._draft.snapshot.jobs.tasks[row])
+            # What stops already is gone from the later books.
+            tasks = self._draft.snapshot.jobs.tasks[row]
+            staying = [task for task in tasks if task.phase is not TaskPhase.STOPPING]
+            self._draft.release(space, row, staying)
         gone = set(rows)
         space.give_back([place for place in self._draft.booked if place.row in gone])
 
