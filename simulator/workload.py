@@ -73,7 +73,7 @@ class Steady:
         per_s = 1.0
         if self.speeds and gang.gpu_types:
             by_type = dict(self.speeds)
-            per_s = min(by_type.get(gpu_type, 0.0) for gpu_type in gang.gpu_types)
+            per_s = min([by_type.get(gpu_type, 0.0) for gpu_type in gang.gpu_types])
         if gang.n_tasks != self.n_tasks:
             per_s *= self._factor(gang.n_tasks)
         if gang.n_racks > 1:

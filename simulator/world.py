@@ -68,6 +68,10 @@ class Tally:
         return self.n_submitted - self.n_ended - self.n_running
 
 
+def _job_of(start: Start) -> JobId:
+    return start.job.id
+
+
 class World:
     """Jobs at work on machines."""
 
@@ -114,8 +118,9 @@ class World:
         """Do what an executor is asked to do, and settle the accounts of who has ended."""
         for eviction in accepted.evictions:
             self._ask_to_stop(self._live[eviction.job_id], eviction)
-        for job_id, starts in groupby(accepted.starts, key=lambda start: start.job.id):
-            self._start(self._live[job_id], list(starts))
+        if accepted.starts:
+            for job_id, starts in groupby(accepted.starts, key=_job_of):
+                self._start(self._live[job_id], list(starts))
         for record in accepted.finished:
             self._close(record)
 
@@ -266,7 +271,7 @@ class World:
         )
         behaviour = job.trace.behaviour
         per_s, until_done = behaviour.speed(gang_of(seats, self._neighbours(job)), job.done)
-        job.per_s = per_s * min(seat.machine.slowness for seat in seats)
+        job.per_s = per_s * min([seat.machine.slowness for seat in seats])
         job.target = min(behaviour.work, until_done)
         job.version += 1
         lacks_s = job.lacks()

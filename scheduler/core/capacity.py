@@ -131,6 +131,8 @@ def chosen(
 ) -> Devices | None:
     """Return what `choose_devices` does, given what each device has left."""
     if shape.gpus:
+        if among is None and not node.nvlink:
+            return _first_whole(milli, shape.gpus)
         whole = [device for device, left in enumerate(milli) if left == MILLI]
         if among is not None:
             whole = [device for device in whole if device in among]
@@ -148,6 +150,17 @@ def chosen(
         if suffices and (among is None or device in among):
             best, least = device, left
     return None if best < 0 else (best,)
+
+
+def _first_whole(milli: Sequence[int], n_devices: int) -> Devices | None:
+    found, after = [], 0
+    try:
+        for _ in range(n_devices):
+            found.append(milli.index(MILLI, after))
+            after = found[-1] + 1
+    except ValueError:
+        return None
+    return tuple(found)
 
 
 def _linked(cliques: Sequence[Devices], whole: Sequence[int], n_devices: int) -> Devices:
@@ -178,8 +191,8 @@ def can_take(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...
     if len(set(devices)) < len(devices) or min(devices) < 0 or max(devices) >= n_devices:
         return False
     amount, device_mib = per_device(shape, nodes.device_memory_mib.item(row))
-    left, memory_left = nodes.device_free[row].tolist(), nodes.device_memory_free[row].tolist()
-    return all(left[d] >= amount and memory_left[d] >= device_mib for d in devices)
+    left, memory_left = nodes.device_free[row], nodes.device_memory_free[row]
+    return all(left.item(d) >= amount and memory_left.item(d) >= device_mib for d in devices)
 
 
 def can_join(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...]) -> bool:

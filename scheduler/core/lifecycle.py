@@ -22,7 +22,12 @@ from scheduler.core.model import (
 from scheduler.core.plan import Eviction, Start
 from scheduler.core.records import JobRecord, Seat, Stint
 from scheduler.core.state import ClusterState
-from scheduler.core.transitions import check_job_move, check_task_move
+from scheduler.core.transitions import (
+    JOB_MOVES,
+    TASK_MOVES,
+    check_job_move,
+    check_task_move,
+)
 
 LIVE_OK_S = MAX_BACKOFF_S * 2
 """A replica that ran this long starts its back-off from scratch (Kubernetes: ten minutes)."""
@@ -222,21 +227,20 @@ class Lifecycle:
         yields_to: int = 0,
     ) -> None:
         """Ask running tasks to stop; a gang goes as a whole and `then` follows the cause."""
-        is_service = record.job.spec.kind is JobKind.INFERENCE
         record.yields_to = yields_to
-        if cause in {StopCause.PREEMPTED, StopCause.MIGRATED}:
+        if cause is StopCause.PREEMPTED or cause is StopCause.MIGRATED:
             record.preemptions += 1
         if cause is StopCause.SCALED_DOWN:
             self._note_resize(record)
         live = record.live_tasks()
-        going = {task.id for task in tasks} | {
-            t.id for t in live if t.phase is TaskPhase.STOPPING
-        }
-        is_partial = is_service and any(task.id not in going for task in live)
-        if is_partial and cause is not StopCause.TIME_LIMIT:
-            self._ask(record, tasks, cause, why)
-            self.publish(record)
-            return
+        if record.job.spec.kind is JobKind.INFERENCE and cause is not StopCause.TIME_LIMIT:
+            going = {task.id for task in tasks} | {
+                t.id for t in live if t.phase is TaskPhase.STOPPING
+            }
+            if any(task.id not in going for task in live):
+                self._ask(record, tasks, cause, why)
+                self.publish(record)
+                return
         then = JobPhase.TIMED_OUT if cause is StopCause.TIME_LIMIT else JobPhase.PENDING
         record.reason = why or f"{cause}".replace("_", " ")
         self._stop(record, live, cause, then, why)
@@ -329,7 +333,7 @@ class Lifecycle:
         if is_work_lost:
             saved_at_s = max(record.checkpoint_at_s, record.last_started_at_s)
             gpu_milli = sum(
-                record.shape_of(task).total_gpu_milli for task in record.tasks.values()
+                [record.shape_of(task).total_gpu_milli for task in record.tasks.values()]
             )
             record.lost_gpu_s += gpu_milli / MILLI * max(at_s - saved_at_s, 0.0)
 
@@ -393,20 +397,22 @@ class Lifecycle:
         return broken is None
 
     def _move(self, record: JobRecord, phase: JobPhase, why: str) -> None:
-        check_job_move(record.id, record.phase, phase, history=record.history)
+        if phase not in JOB_MOVES[record.phase]:
+            check_job_move(record.id, record.phase, phase, history=record.history)
         record.phase = phase
         record.note(self._at_s, f"{phase}: {why}" if why else str(phase))
 
     @staticmethod
     def _move_task(record: JobRecord, task: Task, moved: Task) -> None:
-        check_task_move(task.id, task.phase, moved.phase, history=record.history)
+        if moved.phase not in TASK_MOVES[task.phase]:
+            check_task_move(task.id, task.phase, moved.phase, history=record.history)
         record.tasks[task.id] = moved
 
     def publish(self, record: JobRecord) -> None:
         """Publish the record: its revision, its row, and that its view changed."""
         record.revision = self._state.revision
         self._state.sync(record)
-        self._changes.jobs[record.id] = None
+        self._changes.jobs[record.job.id] = None
 
 
 def starts_of(state: ClusterState, record: JobRecord, tasks: list[Task]) -> list[Start]:

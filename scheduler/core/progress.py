@@ -159,9 +159,9 @@ def _is_wanted(state: ClusterState, record: JobRecord, placement: Placement) -> 
         return not state.n_unmet.get(record.id) and all(
             bound[name] >= role.min_count for name, role in roles.items()
         )
-    is_service = spec.kind is JobKind.INFERENCE
-    live = {(t.id.role, t.id.index) for t in record.live_tasks()}
-    return is_service and record.phase is JobPhase.RUNNING and not live & members
+    if spec.kind is not JobKind.INFERENCE or record.phase is not JobPhase.RUNNING:
+        return False
+    return members.isdisjoint([(t.id.role, t.id.index) for t in record.live_tasks()])
 
 
 def _task_of(

@@ -211,7 +211,7 @@ class ClusterState:
 
         Not at once: a job that is moved changes five times from one snapshot to the next.
         """
-        self._unwritten[record.id] = record
+        self._unwritten[record.job.id] = record
 
     def _write_rows(self) -> None:
         if self._unwritten:
@@ -322,8 +322,10 @@ class ClusterState:
         queue = self.queue_number[record.job.spec.queue]
         used = self._queue_used[queue]
         self.usage.advance(queue, used, self.now_s)
-        used[CPU] += sign * shape.cpu_milli
-        used[MEMORY] += sign * shape.memory_mib
+        if shape.cpu_milli:
+            used[CPU] += sign * shape.cpu_milli
+        if shape.memory_mib:
+            used[MEMORY] += sign * shape.memory_mib
         gpu_milli = sign * shape.total_gpu_milli
         if gpu_milli:
             used[GPU] += gpu_milli
@@ -356,6 +358,8 @@ class ClusterState:
 
         Tasks that share a node are tried and undone; those with one each do not need that.
         """
+        if len(tasks) == 1:
+            return self.fits(record, tasks[0])
         if len({task.node for task in tasks}) == len(tasks):
             return all(self.fits(record, task) for task in tasks)
         nodes = self._nodes()
