@@ -9,46 +9,24 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.errors import SchedulerError
 from simulator.cases import Advance, Case, run_case
+from simulator.engines import HERE, Engine, Where, backend
 from simulator.report import Summary
 
 PROGRESS_EVERY_S = 0.25
 
 
-class Engine(StrEnum):
-    """Where cases run."""
-
-    PROCESSES = "processes"
-    RAY = "ray"
-    DASK = "dask"
-    SPARK = "spark"
-
-
-class EngineMissing(Exception):
-    """What an engine needs is not installed, or its cluster cannot be reached."""
-
-
 class CaseFailed(SchedulerError):
     """A case could not be simulated: which one, and why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
-    """Where to run, and on how many workers. An address names a cluster that is there."""
-
-    engine: Engine = Engine.PROCESSES
-    address: str = ""
-    workers: int = 0  # 0: one per core, or what the cluster has
 
 
 class Advanced(NamedTuple):
@@ -61,14 +39,6 @@ class Advanced(NamedTuple):
 
 Report = Callable[[Advanced], None]
 
-HERE = Where()
-
-_PACKAGES = {
-    Engine.RAY: "pip install ray",
-    Engine.DASK: "pip install distributed",
-    Engine.SPARK: "pip install joblibspark pyspark",
-}
-
 
 def sweep(
     cases: Sequence[Case], where: Where = HERE, *, report: Report | None = None
@@ -79,7 +49,7 @@ def sweep(
     """
     if len(cases) == 1 and where.engine is Engine.PROCESSES:
         return [_run_here(cases[0], report)]
-    with tempfile.TemporaryDirectory(prefix="lepton-sweep-") as folder, _backend(where):
+    with tempfile.TemporaryDirectory(prefix="lepton-sweep-") as folder, backend(where):
         board = _Board.made(Path(folder) / "progress", len(cases))
         with _watched(board, report):
             return list(_in_order(cases, where, board))
@@ -101,7 +71,7 @@ def _in_order(cases: Sequence[Case], where: Where, board: "_Board") -> Iterator[
     n_jobs = where.workers or -1
     is_local = where.engine is Engine.PROCESSES
     path = board.path if is_local else None  # other machines do not see this one's files
-    found: list[tuple[int, Summary]] = []
+    found: list[tuple[int, Summary | _Failure]] = []
     streams = where.engine in {Engine.PROCESSES, Engine.DASK}  # others send all at the end
     parallel = Parallel(
         n_jobs=min(n_jobs, len(cases)) if n_jobs > 0 else n_jobs,
@@ -109,14 +79,14 @@ def _in_order(cases: Sequence[Case], where: Where, board: "_Board") -> Iterator[
         pre_dispatch="all",
         return_as="generator_unordered" if streams else "list",
     )
-    for index, summary in parallel(
+    for index, outcome in parallel(
         delayed(_run_numbered)(index, case, path, len(cases))
         for index, case in enumerate(cases)
     ):
-        found.append((index, summary))
-        board.done(index, summary)
-    for _, summary in sorted(found, key=lambda pair: pair[0]):
-        yield summary
+        found.append((index, outcome))
+        board.done(index, outcome)
+    for _, outcome in sorted(found, key=lambda pair: pair[0]):
+        yield _summary(outcome)
 
 
 def _run_numbered(
@@ -185,8 +155,10 @@ class _Board:
     def write(self, index: int, submitted: float, ended: float) -> None:
         self.rows[index, :2] = submitted, ended
 
-    def done(self, index: int, summary: Summary) -> None:
-        self.rows[index] = summary.figures["n_jobs"], summary.figures["n_ended"], 1.0
+    def done(self, index: int, outcome: Summary | _Failure) -> None:
+        if isinstance(outcome, Summary):
+            self.write(index, outcome.figures["n_jobs"], outcome.figures["n_ended"])
+        self.rows[index, 2] = 1.0
 
     def read(self) -> Advanced:
         submitted, ended, done = self.rows.sum(axis=0).tolist()
@@ -212,92 +184,3 @@ def _watched(board: _Board, report: Report | None) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-@contextmanager
-def _backend(where: Where) -> Iterator[None]:
-    """Choose joblib's backend, or say what is missing."""
-    try:
-        with _chosen(where):
-            yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {
-            "ray",
-            "dask",
-            "distributed",
-            "joblibspark",
-            "pyspark",
-        }:
-            raise
-        need = _PACKAGES[where.engine]
-        raise EngineMissing(f"engine {where.engine} needs {error.name}: {need}") from error
-
-
-def _chosen(where: Where) -> AbstractContextManager[Any]:
-    match where.engine:
-        case Engine.PROCESSES:
-            return _loky()
-        case Engine.RAY:
-            return _ray(where)
-        case Engine.DASK:
-            return _dask(where)
-        case Engine.SPARK:
-            return _spark()
-
-
-@contextmanager
-def _loky() -> Iterator[None]:
-    from joblib import parallel_config
-
-    with parallel_config(backend="loky", inner_max_num_threads=1):
-        yield
-
-
-@contextmanager
-def _ray(where: Where) -> Iterator[None]:
-    import ray  # type: ignore[import-not-found, unused-ignore]
-    from joblib import parallel_config
-    from ray.util.joblib import (  # type: ignore[import-not-found, unused-ignore]
-        register_ray,
-    )
-
-    try:
-        ray.init(address=where.address or None, log_to_driver=False, ignore_reinit_error=True)
-    except ConnectionError as error:
-        raise EngineMissing(f"no Ray cluster at {where.address}: {error}") from error
-    register_ray()
-    try:
-        with parallel_config(backend="ray"):
-            yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _dask(where: Where) -> Iterator[None]:
-    from distributed import Client  # type: ignore[import-not-found, unused-ignore]
-    from joblib import parallel_config
-
-    try:
-        client = Client(where.address) if where.address else Client(
-            n_workers=where.workers or None, threads_per_worker=1, dashboard_address=None
-        )  # fmt: skip
-    except (OSError, TimeoutError) as error:
-        raise EngineMissing(f"no Dask scheduler at {where.address}: {error}") from error
-    try:
-        with client, parallel_config(backend="dask"):
-            yield
-    finally:
-        client.close()
-
-
-@contextmanager
-def _spark() -> Iterator[None]:
-    from joblib import parallel_config
-    from joblibspark import (  # type: ignore[import-not-found, unused-ignore]
-        register_spark,
-    )
-
-    register_spark()
-    with parallel_config(backend="spark"):
-        yield

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -187,6 +188,7 @@ def test_who_goes_by_estimates_without_any_is_told():
         (("--queue", "nobody"), "no jobs in it, or none left"),
         (("--format", "xls"), "no format 'xls'"),
         (("--engine", "abacus"), "abacus"),
+        (("--seeds", "2", "--address", "127.0.0.1:1"), "--address: is that of a cluster"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -227,6 +229,32 @@ def test_a_missing_engine_says_what_to_install(files: Path):
 
     assert result.exit_code == 1
     assert "engine ray needs ray: pip install ray" in result.stderr
+
+
+@pytest.mark.parametrize("engine", ["ray", "dask", "spark"])
+def test_a_cluster_that_is_not_there_is_told_at_once(files: Path, engine: str):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+    result = simulated(files, "--engine", engine, "--address", address)
+
+    assert result.exit_code == 1
+    assert f"no {engine} cluster at {address}" in result.stderr
+
+
+def test_a_case_that_fails_elsewhere_is_told_like_one_that_fails_here(files: Path):
+    lines = (files / "jobs.jsonl").read_text().splitlines()
+    bad = files / "bad.jsonl"
+    bad.write_text("\n".join([*lines[:2], '{"at_s": "noon"}', *lines[2:]]) + "\n")
+
+    told = [
+        simulated(files, "--trace", str(bad), "--seeds", seeds, "--workers", "2")
+        for seeds in ("1", "2")
+    ]
+
+    assert [result.exit_code for result in told] == [64, 64]
+    assert "bad.jsonl:3" in told[0].stderr
+    assert told[0].stderr == told[1].stderr
 
 
 def test_the_help_has_examples_and_fits_a_terminal():

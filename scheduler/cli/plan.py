@@ -14,11 +14,11 @@ from scheduler.cli.terminal import libraries_aside, note
 if TYPE_CHECKING:
     from simulator.cases import Case
     from simulator.demand import Mix
+    from simulator.engines import Where
     from simulator.goals import Goal
     from simulator.plan_report import Plan
     from simulator.prices import Offer
     from simulator.report import Summary
-    from simulator.sweep import Where
 
 
 def plan(

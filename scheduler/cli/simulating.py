@@ -18,11 +18,12 @@ from scheduler.quantities import parse_duration_s
 from simulator.cases import Case, Deciding, Source, deciding, n_jobs_of
 from simulator.cluster import SimulatedCluster, uniform_cluster
 from simulator.cluster_file import load_cluster
+from simulator.engines import Engine, EngineMissing, Where
 from simulator.failures import Failures
 from simulator.report import Summary
 from simulator.service_file import Offered, load_services
 from simulator.simulation import Settings
-from simulator.sweep import Advanced, Engine, EngineMissing, Where, sweep
+from simulator.sweep import Advanced, sweep
 from simulator.traces.clusters import is_known
 from simulator.traces.clusters import read_cluster as traced_cluster
 from simulator.traces.format import Assumptions
@@ -128,7 +129,8 @@ def read_source(asked: Mapping[str, Any]) -> Source:
     most = asked["max_gpus"]
     checkpoint_s = read_duration_s(asked["checkpoint"], "--checkpoint", default=0.0)
     return Source(
-        path=asked["trace"],
+        # Workers elsewhere have folders of their own.
+        path=str(Path(asked["trace"]).absolute()) if asked["trace"] else "",
         format=asked["format_"],
         preset=asked["preset"],
         scale_to_gpus=asked["scale_to"],
