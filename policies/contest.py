@@ -153,7 +153,7 @@ def contest_of(snapshot: Snapshot) -> Contest:
     speeds[gpus[:, None] > capacity] = 0.0
     fits = speeds.any(axis=1)
     rows, gpus, speeds = rows[fits], gpus[fits], speeds[fits]
-    specs = [snapshot.job_at(row).spec for row in rows.tolist()]
+    specs = snapshot.specs_at(rows)
     done = (speeds * snapshot.gpu_s(rows, gpu_types) / gpus[:, None]).sum(axis=1)
     expected = np.array([spec.expected_run_s for spec in specs])
     total = np.array([spec.total_work for spec in specs])
@@ -181,7 +181,7 @@ def contest_of(snapshot: Snapshot) -> Contest:
         held_elsewhere=held,
         price_usd_per_h=_prices_usd_per_h(snapshot, gpu_types),
         is_described=snapshot.jobs.is_described[rows],
-        job_ids=tuple(snapshot.job_at(row).id for row in rows.tolist()),
+        job_ids=tuple([snapshot.job_at(row).id for row in rows.tolist()]),
     )
 
 
@@ -189,33 +189,33 @@ def _gpus_and_speeds(
     snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]
 ) -> tuple[Array, Array]:
     """Return the GPUs of each job, and how fast it is on each type: [jobs], [jobs, types]."""
-    jobs = [snapshot.job_at(row) for row in rows.tolist()]
+    specs = snapshot.specs_at(rows)
     gangs, first, of_row = np.unique(
         snapshot.jobs.gang[rows], return_index=True, return_inverse=True
     )
-    gpus = np.array([jobs[i].spec.total_gpu_milli / MILLI for i in first.tolist()])
+    gpus = np.array([specs[i].total_gpu_milli / MILLI for i in first.tolist()])
     may_run = np.ones((len(gangs), len(gpu_types)))
     for i, gang in enumerate(gangs.tolist()):
         for shape in (role.shape for role in snapshot.gangs[gang]):
             if shape.total_gpu_milli and shape.gpu_types:
                 may_run[i] *= [name in shape.gpu_types for name in gpu_types]
     speeds = may_run[of_row]
-    for i, job in enumerate(jobs):
-        if job.spec.throughputs:
-            speeds[i] *= [job.spec.speed_on(name) for name in gpu_types]
+    for i, spec in enumerate(specs):
+        if spec.throughputs:
+            speeds[i] *= [spec.speed_on(name) for name in gpu_types]
     return gpus[of_row], speeds
 
 
 def arrived_at_s(snapshot: Snapshot, rows: Rows) -> Array:
     """Return since when each job could have run, but for capacity."""
-    starts_after_s = [snapshot.job_at(row).spec.start_after_s for row in rows.tolist()]
+    starts_after_s = [spec.start_after_s for spec in snapshot.specs_at(rows)]
     arrived: Array = np.maximum(snapshot.jobs.submitted_at_s[rows], np.array(starts_after_s))
     return arrived
 
 
 def _deadlines_s(snapshot: Snapshot, rows: Rows) -> Array:
     """Return the time until each job should have ended, negative once it is past."""
-    at_s = np.array([snapshot.job_at(row).spec.deadline_at_s for row in rows.tolist()])
+    at_s = np.array([spec.deadline_at_s for spec in snapshot.specs_at(rows)])
     until_s: Array = np.where(at_s > 0, at_s - snapshot.now_s, np.inf)
     return until_s
 
@@ -250,7 +250,7 @@ def _contestants(snapshot: Snapshot) -> Rows:
     gangs, of_row = np.unique(jobs.gang[rows], return_inverse=True)
     wants = [any(r.shape.total_gpu_milli for r in snapshot.gangs[g]) for g in gangs.tolist()]
     rows = rows[np.array(wants, np.bool_)[of_row]]
-    ends = [snapshot.job_at(row).spec.kind is not JobKind.INFERENCE for row in rows.tolist()]
+    ends = [spec.kind is not JobKind.INFERENCE for spec in snapshot.specs_at(rows)]
     rows = rows[np.array(ends, np.bool_)]
     return rows[np.argsort(jobs.sequence[rows])]
 
@@ -303,8 +303,9 @@ def _where(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> NDArra
     column = {name: k for k, name in enumerate(gpu_types)}
     nodes, jobs = snapshot.nodes, snapshot.jobs
     found = np.full(len(rows), -1, np.intp)
-    for i in np.flatnonzero(jobs.phase[rows] == PHASE_CODE[JobPhase.RUNNING]).tolist():
-        held = [task for task in jobs.tasks[rows[i]] if task.devices]
-        if held:
-            found[i] = column[nodes.nodes[nodes.row_of[held[0].node]].gpu_type]
+    running = np.flatnonzero(jobs.phase[rows] == PHASE_CODE[JobPhase.RUNNING])
+    for i, row in zip(running.tolist(), rows[running].tolist(), strict=True):
+        node = next((task.node for task in jobs.tasks[row] if task.devices), None)
+        if node is not None:
+            found[i] = column[nodes.nodes[nodes.row_of[node]].gpu_type]
     return found

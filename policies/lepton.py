@@ -341,9 +341,11 @@ def _guarantees(
     columns = [tree.gpu_types.index(name) + FIRST_TYPE for name in contest.gpu_types]
     kinds = [(GPU, np.ones(len(columns)))]
     kinds += [(column, np.eye(len(columns))[k]) for k, column in enumerate(columns)]
-    found = []
-    for row in sorted({q for one in np.unique(queue).tolist() for q in tree.paths[one][:-1]}):
-        below = np.array([row in tree.paths[q] for q in queue.tolist()], float)
+    found, queues = [], np.unique(queue).tolist()
+    for row in sorted({q for one in queues for q in tree.paths[one][:-1]}):
+        if not tree.guaranteed[row].any():
+            continue
+        below = np.isin(queue, [q for q in queues if row in tree.paths[q]]).astype(float)
         for column, counts in kinds:
             wanted = float((below * gpus)[(speeds * counts).any(axis=1)].sum())
             promised = tree.guaranteed[row, column] / MILLI - float(held[row] @ counts)

@@ -7,7 +7,7 @@ writes to one that a snapshot still holds. Rows are of no meaning outside one sn
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -539,6 +539,11 @@ class Snapshot:
         assert job is not None
         return job
 
+    def specs_at(self, rows: Rows) -> list[JobSpec]:
+        """Return what the jobs of rows in use asked for."""
+        jobs = cast("list[Job]", self.jobs.jobs)
+        return [jobs[row].spec for row in rows.tolist()]
+
     def unsaved_s(self, rows: Rows) -> FloatColumn:
         """Return the running time that each running job would lose if it stopped now.
 
@@ -587,6 +592,8 @@ class Snapshot:
         until_s, nodes = min(until_s, self.now_s), self.nodes
         for i, row in enumerate(rows.tolist()):
             past, tasks = self.jobs.received[row], self.jobs.tasks[row]
+            if not tasks and not past.gpu_s and not past.stints:
+                continue
             if since_s == -np.inf and until_s == self.now_s:
                 amounts = list(past.gpu_s)
             else:
