@@ -55,6 +55,7 @@ from scheduler.core.reclaim import Reclaim, Room
 from scheduler.core.shrinking import Cut, Shrinking
 from scheduler.core.sizes import resized, wants_sized
 from scheduler.core.snapshot import PHASE_CODE, FloatColumn, Rows, Snapshot
+from scheduler.core.turnout import Turnout, running_rows
 
 BEFORE_A_WAVE = 16
 """Who waits longer and must not fit into what a wave frees: so many are looked at."""
@@ -82,7 +83,14 @@ def decide(
     that was done before. Who does not read reasons may go without: they take as long as the
     decision itself. Neither changes what is decided.
     """
-    return _Cycle(snapshot, policy, books=books, gives_reasons=gives_reasons).run()
+    turnout = Turnout.of(snapshot, policy)
+    if not gives_reasons and turnout.is_idle(snapshot):
+        return Plan(
+            now_s=snapshot.now_s,
+            wake_at_s=turnout.wake_at_s(snapshot, running_rows(snapshot)),
+            granted=turnout.turn.granted if turnout.turn is not None else {},
+        )
+    return _Cycle(snapshot, policy, turnout, books=books, gives_reasons=gives_reasons).run()
 
 
 def dry_run(snapshot: Snapshot, policy: Policy, spec: JobSpec) -> Plan:
@@ -93,7 +101,7 @@ def dry_run(snapshot: Snapshot, policy: Policy, spec: JobSpec) -> Plan:
     queue does not exist.
     """
     hypothesis = as_if_submitted(snapshot, spec)
-    cycle = _Cycle(hypothesis, policy)
+    cycle = _Cycle(hypothesis, policy, Turnout.of(hypothesis, policy))
     plan = cycle.run()
     start_s = cycle.foresee(DRY_RUN_ID)
     if start_s is not None:
@@ -139,7 +147,7 @@ def expected_start(snapshot: Snapshot, policy: Policy, job_id: JobId) -> float |
 
     Also for jobs to which no places are promised yet: as if they were served one by one.
     """
-    cycle = _Cycle(snapshot, policy)
+    cycle = _Cycle(snapshot, policy, Turnout.of(snapshot, policy))
     cycle.run()
     return cycle.foresee(job_id)
 
@@ -200,12 +208,13 @@ class _Cycle:
         self,
         snapshot: Snapshot,
         policy: Policy,
+        turnout: Turnout,
         *,
         books: Books | None = None,
         gives_reasons: bool = True,
     ) -> None:
         self._gives_reasons = gives_reasons
-        self._round = round_of(snapshot, policy)
+        self._turnout, self._round = turnout, turnout.turn
         if self._round is not None:
             order, may_preempt = self._round.order, self._round.may_preempt
             policy = replace(policy, order=order, may_preempt=may_preempt)
@@ -257,7 +266,6 @@ class _Cycle:
         may_move = policy.defragments and self._round is None
         self._defragmentation = Defragmentation(self._draft) if may_move else None
         self._unmoved: set[int] = set()  # gangs for which moving others was tried
-        self._waiting = snapshot.waiting_rows()
 
     def run(self) -> Plan:
         self._stop_what_must_stop()
@@ -267,11 +275,10 @@ class _Cycle:
         if self._round is not None and self._round.resizes:
             self._resizes += resized(self._draft, self._quotas, self._round)
             self._n_stops += len(self._resizes)
-        waiting = self._waiting
-        may_start = self._snapshot.may_start(waiting)
-        order = self._policy.order(self._snapshot, waiting[may_start])
-        self._serve(in_turn(self._snapshot, order))
-        for row in waiting[~may_start].tolist() if self._gives_reasons else ():
+        turnout = self._turnout
+        self._serve(in_turn(self._snapshot, turnout.order))
+        held_back = turnout.waiting[~turnout.may_start]
+        for row in held_back.tolist() if self._gives_reasons else ():
             reason = why_not_yet(self._snapshot, row)
             assert reason is not None
             self._unplaced[self._snapshot.job_at(row).id] = reason
@@ -747,18 +754,12 @@ class _Cycle:
     def _wake_at_s(self) -> float | None:
         """Return the next moment at which time alone changes the decision."""
         snapshot, jobs = self._snapshot, self._snapshot.jobs
-        waiting = self._waiting
-        running = np.flatnonzero(jobs.phase == PHASE_CODE[JobPhase.RUNNING])
-        moments = np.concatenate(
-            [
-                jobs.eligible_at_s[waiting],
-                jobs.deadline_at_s[running],
-                self._backfill.moments_s(np.array(self._without_room, np.intp)),
-                (jobs.started_at_s + jobs.min_runtime_s)[running] if self._without_room else [],
-                [] if self._round is None else [self._round.wake_at_s],
-                jobs.may_resize_at_s[running[jobs.is_elastic[running]]],
-                [self._retry_at_s],
-            ]
-        )
-        ahead = moments[(moments > snapshot.now_s) & np.isfinite(moments)]
-        return float(ahead.min()) if len(ahead) else None
+        running = running_rows(snapshot)
+        others = [
+            self._backfill.moments_s(np.array(self._without_room, np.intp)),
+            jobs.may_resize_at_s[running[jobs.is_elastic[running]]],
+            np.array([self._retry_at_s]),
+        ]
+        if self._without_room:
+            others.append((jobs.started_at_s + jobs.min_runtime_s)[running])
+        return self._turnout.wake_at_s(snapshot, running, others)
