@@ -31,8 +31,10 @@ def _nodes_to_leave(snapshot: Snapshot) -> set[NodeName]:
     kicking = [
         number
         for number, node in enumerate(nodes.kinds)
-        if any(taint.effect is TaintEffect.NO_EXECUTE for taint in node.taints)
+        if node.taints and any(t.effect is TaintEffect.NO_EXECUTE for t in node.taints)
     ]
+    if not kicking and not nodes.is_draining.any():
+        return set()
     leave = (nodes.is_draining | np.isin(nodes.kind, kicking)) & ~nodes.is_removed
     return {nodes.nodes[row].name for row in np.flatnonzero(leave)}
 

@@ -505,6 +505,8 @@ class Snapshot:
 
     def with_granted(self, granted: Mapping[str, Granted]) -> "Snapshot":
         """Return a snapshot that knows what programs of shares answered last."""
+        if not granted and not self.granted:
+            return self
         return replace(self, granted=granted, origin=self)
 
     def waiting_rows(self) -> Rows:

@@ -170,6 +170,15 @@ class Rounds:
         runs = jobs.on_type != NOWHERE
         return dict(zip(jobs.number[runs].tolist(), jobs.on_type[runs].tolist(), strict=True))
 
+    def types_of(self, numbers: Ints) -> tuple[NDArray[np.bool_], Ints]:
+        """Return which of these jobs are known, and on which type each runs in this round."""
+        jobs = self._jobs
+        if not len(jobs.number):
+            return np.zeros(len(numbers), np.bool_), np.full(len(numbers), NOWHERE)
+        at = np.minimum(np.searchsorted(jobs.number, numbers), len(jobs.number) - 1)
+        is_known = jobs.number[at] == numbers
+        return is_known, np.where(is_known, jobs.on_type[at], NOWHERE)
+
     def numbers(self) -> Ints:
         """Return the jobs that have come and, as far as is known here, not ended."""
         return self._jobs.number
@@ -340,7 +349,7 @@ class GavelRule:
     restarts: bool = False
     """Whether every round starts all its jobs again, those that stay where they are, too."""
     over_at_s: float = np.inf
-    _missing: dict[int, int] = field(default_factory=dict)
+    _missing: set[int] = field(default_factory=set)
     _begun_s: float = -np.inf  # the round whose jobs have all been started again
     _type_of: dict[NodeName, int] = field(default_factory=dict)
     _first: int | None = None  # sequence number of job 0
@@ -383,33 +392,32 @@ class GavelRule:
 
         rounds = self.rounds
         rounds.next_round(snapshot.now_s, numbers, meet)
-        self._missing = rounds.turns()
+        self._missing = set(rounds.turns())
         has_come = len(self.until) > 0 and self.until[-1] < rounds.n_arrived
         if has_come and not np.isin(rounds.numbers(), self.until).any():
             self.over_at_s, rounds.ends_s = snapshot.now_s, np.inf
-            self._missing = {}
+            self._missing = set()
             rounds.stop()
 
     def _turn(self, snapshot: Snapshot, rows: Rows, numbers: Ints) -> Round:
         """Return who stops and who starts so that everybody is where the round wants it."""
-        jobs, turns = snapshot.jobs, self.rounds.turns()
-        known = set(self.rounds.numbers().tolist())
-        moves, starts = [], {}
-        starts_again = self.restarts and self._begun_s < self.rounds.began_s
+        jobs = snapshot.jobs
+        is_known, wanted = self.rounds.types_of(numbers)
+        runs = jobs.phase[rows] == _RUNNING
+        on_type = np.full(len(rows), NOWHERE)
+        on_type[runs] = [self._where(snapshot, row) for row in rows[runs].tolist()]
+        stays = runs & (on_type == wanted)
+        if self.restarts and self._begun_s < self.rounds.began_s:
+            stays[:] = False
         self._begun_s = self.rounds.began_s
-        phases = jobs.phase[rows].tolist()
-        for row, number, phase in zip(rows.tolist(), numbers.tolist(), phases, strict=True):
-            wanted = turns.get(number, NOWHERE)
-            if phase == _RUNNING:
-                if self._where(snapshot, row) == wanted and not starts_again:
-                    self._missing.pop(number, None)
-                elif number in known and not jobs.n_stopping[row]:
-                    moves.append(row)
-            elif wanted != NOWHERE:
-                starts[row] = (self.rounds.gpu_types[wanted],)
-            else:
-                self._missing.pop(number, None)
-        self._missing = {n: t for n, t in self._missing.items() if n in known}
+        moves = rows[runs & ~stays & is_known & (jobs.n_stopping[rows] == 0)].tolist()
+        to_start = ~runs & (wanted != NOWHERE)
+        only = [(gpu_type,) for gpu_type in self.rounds.gpu_types]
+        types = [only[gpu_type] for gpu_type in wanted[to_start].tolist()]
+        starts = dict(zip(rows[to_start].tolist(), types, strict=True))
+        is_there = stays | (~runs & ~to_start)
+        self._missing.difference_update(numbers[is_there].tolist())
+        self._missing.intersection_update(self.rounds.numbers().tolist())
 
         def in_turn(snapshot: Snapshot, rows: Rows) -> Rows:
             mine = rows[np.isin(rows, list(starts))]

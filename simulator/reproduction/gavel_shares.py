@@ -57,14 +57,15 @@ class GavelPolicy:
 
 def first_come_first_served_perf(contest: Contest) -> Array:
     """Give each job, as it came, the free type that suits it best, until one must wait."""
-    left = contest.capacity.copy()
+    left = contest.capacity.tolist()
     share = np.zeros(contest.speeds.shape)
-    for job, gpus in enumerate(contest.gpus.tolist()):
-        fits = np.flatnonzero(left >= gpus)
-        if not len(fits):
+    asks = zip(contest.gpus.tolist(), contest.speeds.tolist(), strict=True)
+    for job, (gpus, speeds) in enumerate(asks):
+        fits = [gpu_type for gpu_type, room in enumerate(left) if room >= gpus]
+        if not fits:
             break
-        best = fits[np.argmax(contest.speeds[job, fits])]
-        if contest.speeds[job, best] > 0:
+        best = max(fits, key=speeds.__getitem__)
+        if speeds[best] > 0:
             share[job, best] = 1.0
             left[best] -= gpus
     return share
