@@ -3,7 +3,9 @@
 Knows its own time only. Who starts, who stops and what the scheduler is told is the world's.
 """
 
+from dataclasses import replace
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from scheduler.core.model import MILLI, JobId, JobKind, Shape, TaskId
@@ -181,15 +183,9 @@ class LiveJob:
 def gang_of(seats: list[Seat], neighbours: tuple[str, ...]) -> Gang:
     """Return the tasks at work as a behaviour sees them."""
     if len(seats) == 1:
-        machine = seats[0].machine
-        return Gang(
-            n_tasks=1,
-            n_gpus=seats[0].gpus,
-            gpu_types=(machine.node.gpu_type,) if seats[0].gpus else (),
-            n_nodes=1,
-            n_racks=1,
-            neighbours=neighbours,
-        )
+        gpus, gpu_type = seats[0].gpus, seats[0].machine.node.gpu_type
+        gang = _gang_on_one_type(1, gpus, gpu_type, 1)
+        return replace(gang, neighbours=neighbours) if neighbours else gang
     types = {seat.machine.node.gpu_type for seat in seats if seat.gpus}
     return Gang(
         n_tasks=len(seats),
@@ -223,15 +219,21 @@ def alone_s(trace: TraceJob, node_types: dict[str, int]) -> float:
     best = FOREVER
     for gpu_type in types:
         width = node_types.get(gpu_type, 0) if n_gpus else 0
-        gang = Gang(
-            n_tasks=n_tasks,
-            n_gpus=n_gpus,
-            gpu_types=(gpu_type,) if n_gpus else (),
-            n_nodes=max(1, -(-int(n_gpus) // width) if width else n_tasks),
-            n_racks=1,
-        )
+        n_nodes = max(1, -(-int(n_gpus) // width) if width else n_tasks)
+        gang = _gang_on_one_type(n_tasks, n_gpus, gpu_type, n_nodes)
         best = min(best, _run_s(trace, gang))
     return best + trace.startup_s if best < FOREVER else float("nan")
+
+
+@lru_cache(maxsize=4_096)
+def _gang_on_one_type(n_tasks: int, n_gpus: float, gpu_type: str, n_nodes: int) -> Gang:
+    return Gang(
+        n_tasks=n_tasks,
+        n_gpus=n_gpus,
+        gpu_types=(gpu_type,) if n_gpus else (),
+        n_nodes=n_nodes,
+        n_racks=1,
+    )
 
 
 def _run_s(trace: TraceJob, gang: Gang) -> float:

@@ -252,8 +252,10 @@ class _Simulation:
 
     def _wake(self) -> None:
         """Have a decision made as soon as the pace allows it."""
-        earliest_s = self._decided_at_s + self._settings.decide_every_s
-        self._decide_at(max(self._agenda.now_s, earliest_s))
+        now_s = self._agenda.now_s
+        if self._decides_at_s > now_s:
+            earliest_s = self._decided_at_s + self._settings.decide_every_s
+            self._decide_at(max(now_s, earliest_s))
 
     def _decide_at(self, at_s: float) -> None:
         if at_s < self._decides_at_s:

@@ -12,7 +12,6 @@ from scheduler.core.model import (
 )
 from scheduler.core.plan import Refusal
 from scheduler.core.queue_rules import check_priority, check_time_limit
-from scheduler.core.queue_tree import lineage
 from scheduler.core.records import JobRecord
 from scheduler.core.refusals import Refused
 from scheduler.core.state import ClusterState
@@ -92,8 +91,7 @@ def updated(
                     f"must be {role.min_count} to {role.max_count}, the role's min and max",
                     field,
                 )
-        queue = state.queue(record.job.spec.queue)
-        line = [] if queue is None else lineage(queue, state.known_queues())
+        line = state.line(record.job.spec.queue)
         if event.priority is not None:
             check_priority(line, event.priority, "priority")
         if event.time_limit_s is not None:

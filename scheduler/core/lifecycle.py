@@ -5,7 +5,6 @@ lives and dies together; a service (inference) replaces its replicas one by one.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
 
 from scheduler.core.dependencies import broken_by, count_end
 from scheduler.core.dump import OutcomeDump
@@ -33,17 +32,19 @@ LIVE_OK_S = MAX_BACKOFF_S * 2
 """A replica that ran this long starts its back-off from scratch (Kubernetes: ten minutes)."""
 
 
-@dataclass(slots=True)
 class Changes:
     """What followed from one event, collected for its outcome."""
 
-    job_ids: tuple[JobId, ...] = ()
-    is_repeat: bool = False
-    jobs: dict[JobId, None] = field(default_factory=dict)
-    finished: list[JobRecord] = field(default_factory=list)
-    starts: list[Start] = field(default_factory=list)
-    evictions: list[Eviction] = field(default_factory=list)
-    stale: list[JobId] = field(default_factory=list)
+    __slots__ = ("evictions", "finished", "is_repeat", "job_ids", "jobs", "stale", "starts")
+
+    def __init__(self) -> None:
+        self.job_ids: tuple[JobId, ...] = ()
+        self.is_repeat = False
+        self.jobs: dict[JobId, None] = {}
+        self.finished: list[JobRecord] = []
+        self.starts: list[Start] = []
+        self.evictions: list[Eviction] = []
+        self.stale: list[JobId] = []
 
 
 class Lifecycle:

@@ -145,14 +145,14 @@ def _is_wanted(state: ClusterState, record: JobRecord, placement: Placement) -> 
     bound = dict.fromkeys(roles, 0)
     members = set()
     for bind in placement.binds:
-        task = bind.task
-        role = roles.get(task.role)
-        if role is None or task.attempt != attempt or task.job != record.id:
+        job_id, name, index, of_attempt = bind.task
+        role = roles.get(name)
+        if role is None or of_attempt != attempt or job_id != record.job.id:
             return False
-        if not 0 <= task.index < (role.max_count if spec.elastic else role.count):
+        if not 0 <= index < (role.max_count if spec.elastic else role.count):
             return False
-        bound[task.role] += 1
-        members.add((task.role, task.index))
+        bound[name] += 1
+        members.add((name, index))
     if len(members) < len(placement.binds):
         return False
     if record.phase is JobPhase.PENDING:

@@ -38,6 +38,7 @@ from scheduler.core.queue_tree import (
     QueueTree,
     amounts_of,
     gpu_types_of,
+    lineage,
 )
 from scheduler.core.records import NOTHING_RECEIVED, JobRecord, NodeView
 from scheduler.core.rows import with_row
@@ -89,6 +90,7 @@ class ClusterState:
         self.queues: list[Queue | None] = [DEFAULT_QUEUE]
         self.queue_number: dict[QueueName, int] = {DEFAULT_QUEUE.name: 0}
         self._known_queues: dict[QueueName, Queue] = {DEFAULT_QUEUE.name: DEFAULT_QUEUE}
+        self._lines: dict[QueueName, list[Queue]] = {}  # of queues that were asked for
         self.n_live: Counter[QueueName] = Counter()  # jobs of each queue
         self.n_live_of: Counter[tuple[QueueName, str]] = Counter()  # of each submitter in it
         self._queue_used = np.zeros((1, FIRST_TYPE), np.int64)  # by live tasks, per resource
@@ -548,6 +550,7 @@ class ClusterState:
         else:
             self.queues[number] = queue
         self._known_queues[queue.name] = queue
+        self._lines.clear()
         n_missing = len(self.queues) - len(self._queue_used)
         if n_missing > 0:
             more = np.zeros((n_missing, self._queue_used.shape[1]), np.int64)
@@ -563,6 +566,14 @@ class ClusterState:
         """Return the queues that there are, by name."""
         return self._known_queues
 
+    def line(self, name: QueueName) -> list[Queue]:
+        """Return the queue of that name and all above it, the nearest first; empty: none."""
+        if name not in self._known_queues:
+            return []
+        if name not in self._lines:
+            self._lines[name] = lineage(self._known_queues[name], self._known_queues)
+        return self._lines[name]
+
     def family(self, name: QueueName) -> list[QueueName]:
         """Return the queue and all below it."""
         tree, number = self.tree, self.queue_number[name]
@@ -573,6 +584,7 @@ class ClusterState:
         """Forget an empty queue."""
         self.queues[self.queue_number[name]] = None
         del self._known_queues[name]
+        self._lines.clear()
         self._tree = None
 
     @property

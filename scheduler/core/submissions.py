@@ -13,7 +13,6 @@ from scheduler.core.model import (
 )
 from scheduler.core.plan import Refusal
 from scheduler.core.queue_rules import check_spec, with_defaults
-from scheduler.core.queue_tree import lineage
 from scheduler.core.records import JobRecord
 from scheduler.core.refusals import Refused
 from scheduler.core.state import ClusterState
@@ -34,11 +33,10 @@ def submitted(
         changes.job_ids, changes.is_repeat = (request.job_id,), True
         return
     spec = event.spec
-    queue = state.queue(spec.queue)
-    if queue is None:
+    line = state.line(spec.queue)
+    if not line:
         raise Refused(Refusal.NOT_FOUND, f"there is no queue {spec.queue!r}", "spec.queue")
     n_elements = spec.array_size or 1
-    line = lineage(queue, state.known_queues())
     spec = with_defaults(spec, line)
     check_spec(spec, line)
     _check_room(state, line, event.submitter, n_elements)
