@@ -155,20 +155,30 @@ def _packed(sharing: Sharing, pairs: "PairShares") -> Grant:
 
 def water_filling(contest: Contest) -> Grant:
     """Raise the least time per weight, then the next, and so on."""
-    return _water(contest, contest.runs_on)
+    from policies.water_filling import water_filling_shares_blind
+
+    return _granted(
+        water_filling_shares_blind(
+            contest.speeds, contest.gpus, weights=contest.weights, capacity=contest.capacity
+        )
+    )
 
 
 def water_filling_perf(contest: Contest) -> Grant:
     """Raise the least speed per weight, then the next, and so on."""
-    return _water(contest, contest.speeds)
+    return _water(contest)
 
 
-def _water(contest: Contest, speeds: Array, tree: "Tree | None" = None) -> Grant:
+def _water(contest: Contest, tree: "Tree | None" = None) -> Grant:
     from policies.water_filling import water_filling_shares
 
     return _granted(
         water_filling_shares(
-            speeds, contest.gpus, weights=contest.weights, capacity=contest.capacity, tree=tree
+            contest.speeds,
+            contest.gpus,
+            weights=contest.weights,
+            capacity=contest.capacity,
+            tree=tree,
         )
     )
 
@@ -237,7 +247,7 @@ def max_throughput(contest: Contest) -> Grant:
 
 def hierarchical(contest: Contest) -> Grant:
     """Raise queues by weight, their jobs by weight inside."""
-    return _water(contest, contest.speeds, _tree_of(contest))
+    return _water(contest, _tree_of(contest))
 
 
 def hierarchical_fifo(contest: Contest) -> Grant:
@@ -246,7 +256,7 @@ def hierarchical_fifo(contest: Contest) -> Grant:
 
     first_come = np.arange(len(contest.rows))
     turns = in_turn(np.lexsort((first_come, -contest.priority)))
-    return _water(contest, contest.speeds, _tree_of(contest, turns))
+    return _water(contest, _tree_of(contest, turns))
 
 
 def _tree_of(contest: Contest, tier: NDArray[np.intp] | None = None) -> "Tree":

@@ -40,10 +40,34 @@ def water_filling_shares(
     With a tree of queues, what rises is divided over it (see `hierarchical`), and the value is
     the sum of all levels.
     """
+    usable = np.where(capacity > 0, throughputs, 0.0)
+    alone = (usable * equal_share(gpus, capacity)).sum(axis=1)
+    return _filled(usable, gpus, weights=weights, capacity=capacity, alone=alone, tree=tree)
+
+
+def water_filling_shares_blind(
+    throughputs: Array, gpus: Array, *, weights: Array, capacity: Array
+) -> Shares:
+    """Maximise the levels of `max_min_shares_blind` lexicographically, the value the least."""
+    runs = np.where(capacity > 0, throughputs > 0, 0.0)
+    alone = np.ones(len(gpus))
+    return _filled(runs, gpus, weights=weights, capacity=capacity, alone=alone, tree=None)
+
+
+def _filled(
+    throughputs: Array,
+    gpus: Array,
+    *,
+    weights: Array,
+    capacity: Array,
+    alone: Array,
+    tree: Tree | None,
+) -> Shares:
+    """Fill up to speeds in units of `alone`, which count GPUs times."""
     queues = tree or Tree.flat(len(gpus))
-    jobs = classes_of(throughputs, gpus, weights, queues.queue, queues.tier)
-    speeds, gpus_of = np.where(capacity > 0, throughputs[jobs.first], 0.0), gpus[jobs.first]
-    slope = (speeds * equal_share(gpus, capacity)).sum(axis=1) / gpus_of
+    jobs = classes_of(throughputs, gpus, weights, alone, queues.queue, queues.tier)
+    speeds, gpus_of = throughputs[jobs.first], gpus[jobs.first]
+    slope = alone[jobs.first] / gpus_of
     least = largest_level(
         speeds,
         gpus_of,

@@ -7,9 +7,9 @@ import pytest
 from shares_testing import Cluster, assert_within_limits, equal_speeds, random_cluster
 
 from policies.linear_program import LinearProgram, Status
-from policies.max_min_fairness import max_min_shares
+from policies.max_min_fairness import max_min_shares, max_min_shares_blind
 from policies.shares import Shares, earned_by_jobs, jobs_within, types_within
-from policies.water_filling import water_filling_shares
+from policies.water_filling import water_filling_shares, water_filling_shares_blind
 
 
 def solve(cluster: Cluster) -> Shares:
@@ -26,10 +26,11 @@ def levels(cluster: Cluster, fractions: np.ndarray) -> np.ndarray:
     return cluster.gpus * got / (cluster.weights * equal_speeds(cluster))
 
 
-def one_by_one(cluster: Cluster) -> np.ndarray:
+def one_by_one(cluster: Cluster, scale: np.ndarray | None = None) -> np.ndarray:
     """Freeze each job that cannot do better while the others keep the least level."""
     n_jobs, n_types = cluster.throughputs.shape
-    scale = cluster.gpus / (cluster.weights * equal_speeds(cluster))
+    if scale is None:
+        scale = cluster.gpus / (cluster.weights * equal_speeds(cluster))
     earned = earned_by_jobs(cluster.throughputs * scale[:, None])
     frozen: dict[int, float] = {}
 
@@ -53,6 +54,27 @@ def one_by_one(cluster: Cluster) -> np.ndarray:
             if best <= least * (1 + 1e-6):
                 frozen[job] = least
     return np.array([frozen[j] for j in range(n_jobs)])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_blind_to_speeds_each_level_is_time_wherever_a_job_can_run(seed):
+    drawn = random_cluster(seed, load=1.5)
+    cluster = replace(drawn, throughputs=(drawn.throughputs > 0.4).astype(float))
+    runs = cluster.throughputs.any(axis=1)
+    cluster = replace(
+        cluster,
+        throughputs=cluster.throughputs[runs],
+        gpus=cluster.gpus[runs],
+        weights=cluster.weights[runs],
+    )
+    about = {"weights": cluster.weights, "capacity": cluster.capacity}
+    shares = water_filling_shares_blind(cluster.throughputs, cluster.gpus, **about)
+    assert_within_limits(cluster, shares.fractions)
+    scale = cluster.gpus / cluster.weights
+    got = scale * (cluster.throughputs * shares.fractions).sum(axis=1)
+    assert got == pytest.approx(one_by_one(cluster, scale), rel=1e-5)
+    least = max_min_shares_blind(cluster.throughputs, cluster.gpus, **about)
+    assert shares.value == pytest.approx(least.value, rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(10))
