@@ -4,7 +4,7 @@ import heapq
 
 import numpy as np
 
-from scheduler.core.model import MILLI, Shape
+from scheduler.core.model import MILLI, NodeName, Shape
 from scheduler.core.snapshot import FloatColumn, Rows, Snapshot
 
 
@@ -42,36 +42,28 @@ def shortest_job(snapshot: Snapshot, rows: Rows) -> Rows:
 def dominant_resource_fairness(snapshot: Snapshot, rows: Rows) -> Rows:
     """Serve who has the least dominant share of the cluster, job by job.
 
-    A submitter's dominant share is the largest part of all CPU, memory or GPUs that tasks
-    of theirs hold, by weight of the job that asks. Each job counts as started once served.
+    A submitter's dominant share is the largest part of all CPU, memory or GPUs of a type that
+    tasks of theirs hold, by weight of the job that asks. Each job counts as started once
+    served, on the types that it may run on alike.
     """
-    jobs, nodes = snapshot.jobs, snapshot.nodes.nodes
-    capacity = np.array(
-        [
-            sum(node.cpu_milli for node in nodes),
-            sum(node.memory_mib for node in nodes),
-            sum(len(node.gpus) for node in nodes) * MILLI,
-        ],
-        np.float64,
-    )
-    there = capacity > 0
+    jobs, cluster = snapshot.jobs, _Amounts(snapshot)
     used: dict[str, FloatColumn] = {}
     held = snapshot.in_scope(np.flatnonzero([bool(tasks) for tasks in jobs.tasks]))
     for row in held.tolist():
         job = snapshot.job_at(row)
         shapes = {role.name: role.shape for role in job.spec.roles}
-        amounts = used.setdefault(job.submitter, np.zeros(3))
+        amounts = used.setdefault(job.submitter, cluster.none())
         for task in jobs.tasks[row]:
-            amounts += _amounts(shapes[task.id.role])
+            amounts += cluster.held(shapes[task.id.role], task.node)
     waiting: dict[str, list[int]] = {}
     for row in first_come_first_served(snapshot, rows)[::-1].tolist():
         submitter = snapshot.job_at(row).submitter
         waiting.setdefault(submitter, []).append(row)
-        used.setdefault(submitter, np.zeros(3))
+        used.setdefault(submitter, cluster.none())
 
     def entry(submitter: str) -> tuple[float, int, str]:
         row = waiting[submitter][-1]
-        share = float((used[submitter][there] / capacity[there]).max(initial=0.0))
+        share = cluster.dominant(used[submitter])
         return share / snapshot.job_at(row).spec.weight, int(jobs.sequence[row]), submitter
 
     heap = [entry(submitter) for submitter in waiting]
@@ -82,7 +74,7 @@ def dominant_resource_fairness(snapshot: Snapshot, rows: Rows) -> Rows:
         row = waiting[submitter].pop()
         served.append(row)
         for role in snapshot.job_at(row).spec.roles:
-            used[submitter] += role.count * _amounts(role.shape)
+            used[submitter] += role.count * cluster.wanted(role.shape)
         if waiting[submitter]:
             heapq.heapreplace(heap, entry(submitter))
         else:
@@ -90,5 +82,51 @@ def dominant_resource_fairness(snapshot: Snapshot, rows: Rows) -> Rows:
     return np.array(served, np.intp)
 
 
-def _amounts(shape: Shape) -> FloatColumn:
-    return np.array([shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli], np.float64)
+class _Amounts:
+    """What tasks take of the CPU, the memory and the GPUs of each type that a cluster has."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        nodes = snapshot.nodes
+        present = [nodes.nodes[row] for row in np.flatnonzero(~nodes.is_removed).tolist()]
+        self._gpu_types = sorted({node.gpu_type for node in nodes.nodes if node.gpus})
+        self._column = {name: k for k, name in enumerate(self._gpu_types, start=2)}
+        self._node = nodes.nodes
+        self._row_of = nodes.row_of
+        self._there = self.none()
+        for node in present:
+            self._there[:2] += node.cpu_milli, node.memory_mib
+            if node.gpus:
+                self._there[self._column[node.gpu_type]] += len(node.gpus) * MILLI
+        self._known: dict[tuple[Shape, tuple[str, ...]], FloatColumn] = {}
+
+    def none(self) -> FloatColumn:
+        """Return what nothing takes."""
+        return np.zeros(2 + len(self._gpu_types))
+
+    def dominant(self, amounts: FloatColumn) -> float:
+        """Return the largest part of all there is; of what is not there, none."""
+        is_there = self._there > 0
+        return float((amounts[is_there] / self._there[is_there]).max(initial=0.0))
+
+    def held(self, shape: Shape, node: NodeName) -> FloatColumn:
+        """Return what a task takes that runs on a node."""
+        gpu_type = self._node[self._row_of[node]].gpu_type
+        return self._of(shape, (gpu_type,))
+
+    def wanted(self, shape: Shape) -> FloatColumn:
+        """Return what a task takes that may run on any of its types: as much of each."""
+        return self._of(shape, shape.gpu_types)
+
+    def _of(self, shape: Shape, gpu_types: tuple[str, ...]) -> FloatColumn:
+        known = self._known.get((shape, gpu_types))
+        if known is not None:
+            return known
+        amounts = self.none()
+        amounts[:2] = shape.cpu_milli, shape.memory_mib
+        if shape.total_gpu_milli:
+            names = gpu_types or self._gpu_types
+            columns = [self._column[name] for name in names if name in self._column]
+            there = self._there[columns]
+            amounts[columns] = shape.total_gpu_milli * there / max(there.sum(), 1.0)
+        self._known[shape, gpu_types] = amounts
+        return amounts

@@ -8,9 +8,10 @@ from cluster_testing import Cluster, node_of
 from rounds_testing import GRAIN, fractions, play, time_on
 
 from policies.contest import Contest, contest_of, prices_or_alike, required_speeds
+from policies.orderings import dominant_resource_fairness
 from policies.programs import min_cost
 from policies.rounds import ROUND_S
-from scheduler.core.events import NodeRegistered
+from scheduler.core.events import JobsSubmitted, NodeRegistered
 
 
 def add_node(cluster: Cluster, name: str, *, gpus: int, gpu_type: str, price: float) -> None:
@@ -121,3 +122,56 @@ class TestCost:
         assert grant.prices is not None
         # One more GPU does the work of one more job, at half a job per dollar.
         np.testing.assert_allclose(grant.prices, [0.5])
+
+
+def drf_cluster(**gpus: int) -> Cluster:
+    cluster = Cluster("drf")
+    for gpu_type, n_gpus in gpus.items():
+        cluster.add_node(gpu_type, gpus=n_gpus, gpu_type=gpu_type, cpus=1000)
+    return cluster
+
+
+def submit_of(cluster: Cluster, submitter: str, name: str, **about: object) -> None:
+    spec = cluster.spec(name, **about)
+    event = JobsSubmitted(at_s=cluster.now_s, spec=spec, submitter=submitter)
+    (job_id,) = cluster.accept(event).job_ids
+    cluster.ids[name], cluster.names[job_id] = job_id, name
+
+
+def order_of(cluster: Cluster) -> list[str]:
+    snapshot = cluster.snapshot()
+    rows = dominant_resource_fairness(snapshot, snapshot.waiting_rows())
+    return [snapshot.job_at(row).spec.name for row in rows.tolist()]
+
+
+def test_drf_counts_the_gpus_of_each_type_as_a_resource() -> None:
+    cluster = drf_cluster(H100=4, A100=96)
+    submit_of(cluster, "ann", "scarce", gpus=4, gpu_types=("H100",))
+    submit_of(cluster, "bob", "plenty", gpus=8, gpu_types=("A100",))
+    cluster.settle()
+    # Ann holds all of a type, Bob a twelfth of the other.
+    submit_of(cluster, "ann", "a", gpus=1)
+    for i in range(3):
+        submit_of(cluster, "bob", f"b{i}", gpus=8, gpu_types=("A100",))
+    assert order_of(cluster) == ["b0", "b1", "b2", "a"]
+
+
+def test_drf_counts_who_may_run_anywhere_on_all_types_alike() -> None:
+    cluster = drf_cluster(H100=4, A100=96)
+    for i in range(2):
+        submit_of(cluster, "ann", f"a{i}", gpus=10)
+        submit_of(cluster, "bob", f"b{i}", gpus=1, gpu_types=("H100",))
+    # A tenth of all, then a quarter of the H100s.
+    assert order_of(cluster) == ["a0", "b0", "a1", "b1"]
+
+
+def test_drf_does_not_count_what_was_removed() -> None:
+    cluster = drf_cluster(A100=10)
+    cluster.add_node("large", gpus=0, cpus=100_000)
+    cluster.remove_node("large")
+    submit_of(cluster, "ann", "a0", cpus=500)
+    submit_of(cluster, "ann", "a1", cpus=1)
+    submit_of(cluster, "bob", "b0", gpus=4, cpus=1)
+    submit_of(cluster, "bob", "b1", gpus=4, cpus=1)
+    # Half of the CPUs, then 0.4 of the GPUs.
+    assert order_of(cluster) == ["a0", "b0", "b1", "a1"]
