@@ -30,6 +30,7 @@ from scheduler.core.model import (
     TaskId,
     TaskPhase,
 )
+from scheduler.core.node_books import NodeBooks, write_back
 from scheduler.core.queue_tree import (
     FIRST_TYPE,
     GPU,
@@ -106,6 +107,8 @@ class ClusterState:
         self._unwritten: dict[JobId, JobRecord] = {}  # whose rows lag behind them
         self._free_rows: list[int] = []
         self._node_table = NodeColumns.empty()
+        self._books: dict[int, NodeBooks] = {}  # of nodes on which tasks start and end, by row
+        self._unwritten_nodes: set[int] = set()  # rows that lag behind their books
         self._job_table = JobColumns.empty()
         self._log = ChangeLog()
         self._node_readers: list[ReferenceType[Snapshot]] = []
@@ -114,6 +117,7 @@ class ClusterState:
     def snapshot(self, now_s: float) -> Snapshot:
         """Return the state at `now_s`; costs nothing until the next change."""
         self._write_rows()
+        self._write_nodes()
         snapshot = Snapshot(
             now_s=now_s,
             revision=self.revision,
@@ -137,12 +141,30 @@ class ClusterState:
         return log.mark()
 
     def _nodes(self) -> NodeColumns:
-        """Return the node table for writing."""
+        """Return the node table for writing; books of nodes are made of it again."""
+        self._write_nodes()
+        self._books.clear()
+        return self._own_nodes()
+
+    def _own_nodes(self) -> NodeColumns:
         if self._node_readers:
             if any(reader() is not None for reader in self._node_readers):
                 self._node_table = self._node_table.copy()
             self._node_readers.clear()
         return self._node_table
+
+    def _books_of(self, row: int) -> NodeBooks:
+        books = self._books.get(row)
+        if books is None:
+            books = self._books[row] = NodeBooks(self._node_table, row)
+        return books
+
+    def _write_nodes(self) -> None:
+        """Write to the node table what tasks have taken and given back."""
+        if self._unwritten_nodes:
+            rows = list(self._unwritten_nodes)
+            write_back([self._books[row] for row in rows], self._own_nodes(), rows)
+            self._unwritten_nodes.clear()
 
     def _jobs(self) -> JobColumns:
         """Return the job table for writing."""
@@ -298,26 +320,28 @@ class ClusterState:
 
     def bind(self, record: JobRecord, task: Task) -> None:
         """Give a task its place. The caller has checked that it fits."""
-        nodes, shape = self._nodes(), record.shape_of(task)
-        row = nodes.row_of[task.node]
-        capacity.take(nodes, row, shape, task.devices)
-        self._log.node_rows.append(row)
-        self._log.job_rows.append(self._row_of[record.id])
-        self._use(record, shape, nodes.nodes[row], sign=1)
+        row, shape = self._node_table.row_of[task.node], record.shape_of(task)
+        books = self._books_of(row)
+        books.take(shape, task.devices)
+        self._note_booked(row, record)
+        self._use(record, shape, books.node, sign=1)
         self.tasks_on[task.node][task.id] = None
         record.tasks[task.id] = task
 
     def release(self, record: JobRecord, task: Task) -> Node:
         """Give the place of a task that has ended back; return its node."""
-        nodes, shape = self._nodes(), record.shape_of(task)
-        row = nodes.row_of[task.node]
-        capacity.give(nodes, row, shape, task.devices)
-        self._log.node_rows.append(row)
-        self._log.job_rows.append(self._row_of[record.id])
-        node = nodes.nodes[row]
-        self._use(record, shape, node, sign=-1)
+        row, shape = self._node_table.row_of[task.node], record.shape_of(task)
+        books = self._books_of(row)
+        books.give(shape, task.devices)
+        self._note_booked(row, record)
+        self._use(record, shape, books.node, sign=-1)
         del self.tasks_on[task.node][task.id]
-        return node
+        return books.node
+
+    def _note_booked(self, row: int, record: JobRecord) -> None:
+        self._unwritten_nodes.add(row)
+        self._log.node_rows.append(row)
+        self._log.job_rows.append(self._row_of[record.job.id])
 
     def _use(self, record: JobRecord, shape: Shape, node: Node, *, sign: int) -> None:
         """Count what a task takes as used by its queue, or no longer."""
@@ -347,12 +371,13 @@ class ClusterState:
         if not is_open or not nodes.static_fit(shape)[row]:
             return False
         if beside is None:
-            return capacity.can_take(nodes, row, shape, task.devices)
+            return self._books_of(row).can_take(shape, task.devices)
+        self._write_nodes()
         holds = [(t.node, t.devices) for t in beside.live_tasks() if t.stop_cause is None]
         return (
             holds == [(task.node, task.devices)]
             and may_share(record.job.spec, beside.job.spec, nodes.nodes[row].gpu_type)
-            and capacity.can_join(nodes, row, shape, task.devices)
+            and capacity.can_join(self._node_table, row, shape, task.devices)
         )
 
     def fit_together(self, record: JobRecord, tasks: list[Task]) -> bool:
@@ -364,17 +389,15 @@ class ClusterState:
             return self.fits(record, tasks[0])
         if len({task.node for task in tasks}) == len(tasks):
             return all(self.fits(record, task) for task in tasks)
-        nodes = self._nodes()
-        tried: list[Task] = []
+        tried: list[tuple[NodeBooks, Task]] = []
         for task in tasks:
             if not self.fits(record, task):
                 break
-            row = nodes.row_of[task.node]
-            capacity.take(nodes, row, record.shape_of(task), task.devices)
-            tried.append(task)
-        for task in tried:
-            row = nodes.row_of[task.node]
-            capacity.give(nodes, row, record.shape_of(task), task.devices)
+            books = self._books_of(self._node_table.row_of[task.node])
+            books.take(record.shape_of(task), task.devices)
+            tried.append((books, task))
+        for books, task in tried:
+            books.give(record.shape_of(task), task.devices)
         return len(tried) == len(tasks)
 
     # Nodes
@@ -511,6 +534,7 @@ class ClusterState:
 
     def node_view(self, name: NodeName) -> NodeView:
         """Return a node as it is now."""
+        self._write_nodes()
         nodes = self._node_table
         row = nodes.row_of[name]
         node = nodes.nodes[row]
