@@ -21,7 +21,7 @@ import numpy as np
 from scheduler.core import capacity
 from scheduler.core.held import HeldTasks
 from scheduler.core.model import MILLI, Levels, Shape, Task, TaskPhase
-from scheduler.core.node_books import WITHOUT_END, NodeBooks, read_again, write_back
+from scheduler.core.node_books import WITHOUT_END, NodeBooks, read_again
 from scheduler.core.ports import NodeScore
 from scheduler.core.snapshot import (
     CPU,
@@ -39,7 +39,7 @@ from scheduler.core.topology import Tree
 NO = -np.inf
 """The score of a node that does not fit."""
 
-FEW = 64
+FEW = 256
 """So many nodes are scored one by one, faster than by columns."""
 
 CHANGES_KEPT = 10_000
@@ -179,8 +179,14 @@ class Space:
         return self._columns
 
     def _write(self) -> None:
-        rows = list(self._unwritten)
-        write_back([self._books[row] for row in rows], self._columns, rows)
+        columns, rows = self._columns, list(self._unwritten)
+        books = [self._books[row] for row in rows]
+        columns.free[rows] = [b.free for b in books]
+        columns.device_free[rows] = [b.device_free for b in books]
+        columns.device_used[rows] = [b.device_used for b in books]
+        columns.device_memory_free[rows] = [b.device_memory_free for b in books]
+        columns.n_tasks[rows] = [b.n_tasks for b in books]
+        columns.n_by_width[rows] = [b.n_by_width for b in books]
         self._unwritten.clear()
 
     def _on(self, row: int) -> NodeBooks:

@@ -4,20 +4,21 @@ A slot per task, in no order; `in_order` picks those of given jobs and sorts the
 logs which jobs' tasks came or went, so only their slots are written again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from scheduler.core import capacity
-from scheduler.core.model import Shape
+from scheduler.core.model import Shape, Task
 from scheduler.core.snapshot import BoolColumn, IntColumn, Mark, Rows, Snapshot
 
-FIRST_SLOTS = 64
+FREE = -1
 
 
 @dataclass(slots=True)
 class _Slots:
-    job: IntColumn  # row; -1: free
+    job: IntColumn  # row, or `FREE`
     place: IntColumn  # among the tasks of its job
     node: IntColumn  # row
     amount: IntColumn  # [S, 3] milli-CPU, MiB, thousandths of GPUs
@@ -30,7 +31,7 @@ class _Slots:
     def empty(cls, n_slots: int, n_devices: int) -> "_Slots":
         """Return so many free slots."""
         columns = {field.name: np.zeros(n_slots, np.int64) for field in fields(cls)}
-        columns["job"] -= 1
+        columns["job"] += FREE
         columns["amount"] = np.zeros((n_slots, 3), np.int64)
         columns["devices"] = np.full((n_slots, n_devices), -1)
         return cls(**columns)
@@ -41,8 +42,6 @@ class HeldTasks:
 
     def __init__(self) -> None:
         self._slots = _Slots.empty(0, 0)
-        self._slots_of: dict[int, list[int]] = {}  # by job row
-        self._free: list[int] = []
         self._mark: Mark | None = None
 
     def in_order(self, snapshot: Snapshot, rows: Rows) -> tuple[Rows, capacity.Tasks]:
@@ -111,57 +110,70 @@ class HeldTasks:
         if is_next:
             assert mark is not None
             assert last is not None
-            changed = dict.fromkeys(mark.log.job_rows[last.n_job_rows : mark.n_job_rows])
+            changed = mark.log.job_rows[last.n_job_rows : mark.n_job_rows]
+            self._write(snapshot, list(dict.fromkeys(changed)))
         else:
-            n_devices = snapshot.nodes.device_free.shape[1]
-            self._slots = _Slots.empty(FIRST_SLOTS, n_devices)
-            self._slots_of = {}
-            self._free = list(range(FIRST_SLOTS - 1, -1, -1))
+            self._slots = _Slots.empty(0, snapshot.nodes.device_free.shape[1])
             tasks = snapshot.jobs.tasks
-            changed = dict.fromkeys(row for row, live in enumerate(tasks) if live)
-        for row in changed:
-            self._write(snapshot, row)
+            self._write(snapshot, [row for row, live in enumerate(tasks) if live])
         self._mark = mark  # not the snapshot: the state would have to copy its tables
 
-    def _write(self, snapshot: Snapshot, row: int) -> None:
-        """Write the slots of a job again."""
-        for slot in self._slots_of.pop(row, ()):
-            self._slots.job[slot] = -1
-            self._free.append(slot)
-        tasks = snapshot.jobs.tasks[row]
-        if not tasks:
-            return
-        shapes = {r.name: r.shape for r in snapshot.gangs[snapshot.jobs.gang[row]]}
-        used = self._slots_of[row] = []
-        for place, task in enumerate(tasks):
-            if not self._free:
-                self._grow()
-            slot = self._free.pop()
-            used.append(slot)
-            node = snapshot.nodes.row_of[task.node]
-            memory_mib = int(snapshot.nodes.device_memory_mib[node])
-            self._fill(slot, shapes[task.id.role], task.devices, memory_mib=memory_mib)
-            self._slots.job[slot] = row
-            self._slots.place[slot] = place
-            self._slots.node[slot] = node
-
-    def _fill(
-        self, slot: int, shape: Shape, devices: tuple[int, ...], *, memory_mib: int
-    ) -> None:
+    def _write(self, snapshot: Snapshot, rows: list[int]) -> None:
+        """Write the slots of some jobs again."""
+        is_stale = np.zeros(len(snapshot.jobs.jobs) + 1, np.bool_)  # the last one: free slots
+        is_stale[rows] = True
+        self._slots.job[is_stale[self._slots.job]] = FREE
+        tasks_of, row_of = snapshot.jobs.tasks, snapshot.nodes.row_of
+        rows = [row for row in rows if tasks_of[row]]
+        tasks = [task for row in rows for task in tasks_of[row]]
+        n_tasks = [len(tasks_of[row]) for row in rows]
+        at = self._free(len(tasks))
         slots = self._slots
-        slots.amount[slot] = (shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli)
-        slots.width[slot] = capacity.width_of(shape) if devices else -1
-        slots.devices[slot] = -1
-        slots.devices[slot, : len(devices)] = devices
-        slots.milli[slot], slots.mib[slot] = capacity.per_device(shape, memory_mib)
+        slots.job[at] = np.repeat(np.array(rows, np.int64), n_tasks)
+        slots.place[at] = [place for n_here in n_tasks for place in range(n_here)]
+        slots.node[at] = [row_of[task.node] for task in tasks]
+        self._fill(at, _held(snapshot, slots.job[at], tasks, slots.node[at]))
 
-    def _grow(self) -> None:
-        old = self._slots
-        n_slots, n_devices = old.devices.shape
-        more = _Slots.empty(max(n_slots, FIRST_SLOTS), n_devices)
-        joined = {
-            field.name: np.concatenate([getattr(old, field.name), getattr(more, field.name)])
-            for field in fields(_Slots)
-        }
-        self._slots = _Slots(**joined)
-        self._free = list(range(len(self._slots.job) - 1, n_slots - 1, -1))
+    def _fill(self, at: Rows, held: capacity.Tasks) -> None:
+        """Write what tasks hold to their slots."""
+        slots = self._slots
+        slots.amount[at], slots.width[at] = held.amount, held.width
+        first, n_devices = held.first_device[:-1], np.diff(held.first_device)
+        of_task = np.repeat(np.arange(len(at)), n_devices)
+        slots.devices[at] = -1
+        number = np.arange(len(of_task)) - first[of_task]
+        slots.devices[at[of_task], number] = held.device
+        has_devices = n_devices > 0
+        of_each = held.device_amount[first[has_devices]]
+        slots.milli[at[has_devices]], slots.mib[at[has_devices]] = of_each.T
+
+    def _free(self, n_slots: int) -> Rows:
+        """Return so many free slots, made if there are too few."""
+        free = np.flatnonzero(self._slots.job == FREE)
+        if len(free) < n_slots:
+            old = self._slots
+            n_old, n_devices = old.devices.shape
+            more = _Slots.empty(max(n_old, n_slots), n_devices)
+            joined = {
+                field.name: np.concatenate(
+                    [getattr(old, field.name), getattr(more, field.name)]
+                )
+                for field in fields(_Slots)
+            }
+            self._slots = _Slots(**joined)
+            free = np.append(free, np.arange(n_old, len(self._slots.job)))
+        return free[:n_slots]
+
+
+def _held(snapshot: Snapshot, row: Rows, tasks: Sequence[Task], node: Rows) -> capacity.Tasks:
+    """Return what tasks hold, given the rows of their jobs and nodes."""
+    gang = snapshot.jobs.gang[row]
+    shapes: list[Shape] = []
+    numbers: dict[int, dict[str, int]] = {}  # of shapes, by gang and role
+    for number in np.unique(gang).tolist():
+        roles = snapshot.gangs[number]
+        numbers[number] = {role.name: len(shapes) + i for i, role in enumerate(roles)}
+        shapes += [role.shape for role in roles]
+    shape_of = [numbers[g][task.id.role] for g, task in zip(gang.tolist(), tasks, strict=True)]
+    devices = [task.devices for task in tasks]
+    return capacity.tasks_of(snapshot.nodes, node, np.array(shape_of, np.intp), shapes, devices)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scheduler.core.draft import Draft, Space
-from scheduler.core.holdings import holdings_of
+from scheduler.core.holdings import asks_of, free_of, holdings_of, run_starts
 from scheduler.core.model import MILLI, Shape
 from scheduler.core.placement import Member, Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
@@ -32,8 +32,8 @@ from scheduler.core.quotas import (
     Quotas,
     least_of,
 )
-from scheduler.core.snapshot import CPU, MEMORY, BoolColumn, FloatColumn, IntColumn, Rows
-from scheduler.core.subtrees import subtrees
+from scheduler.core.snapshot import CPU, BoolColumn, FloatColumn, Rows
+from scheduler.core.subtrees import in_order, subtrees
 
 MOST_TRIES = 4
 """Searches for one job, each without those who would be served before it."""
@@ -186,7 +186,7 @@ class _Table:
         self.held = held.ordered(rank, self.cost_gpu_s)
         self.row: Rows = held.row[order]
         self.node: Rows = held.node[order]
-        self.amount: IntColumn = held.amount[order]
+        self.amount = [column[order] for column in held.amount.T]
         self.by_cost: Rows = rows[
             np.lexsort((-jobs.sequence[rows], jobs.priority[rows], self.cost_gpu_s[rows]))
         ]
@@ -199,29 +199,24 @@ class _Table:
         The cost is that of the first holders on a node whose amounts suffice: an estimate.
         """
         kept = is_allowed[self.row] & space.could_take(shape)[self.node]
-        row, node, amount = self.row[kept], self.node[kept], self.amount[kept]
+        row, node = self.row[kept], self.node[kept]
         if not len(row):
             return
-        begins = np.ones(len(node), np.bool_)
-        begins[1:] = node[1:] != node[:-1]
-        starts = np.flatnonzero(begins)
+        starts = np.flatnonzero(run_starts(node))
         start = np.repeat(starts, np.diff(np.append(starts, len(node))))
-        gone = np.cumsum(amount, axis=0)
-        gone -= gone[start] - amount[start]
-        books = space.nodes
-        free = np.column_stack(
-            [books.free[:, CPU], books.free[:, MEMORY], books.device_free.sum(axis=1)]
-        )
-        asks = np.array([shape.cpu_milli, shape.memory_mib, shape.total_gpu_milli])
-        fits = (free[node] + gone >= asks).all(axis=1)
-        cost = np.cumsum(self.cost_gpu_s[row])
-        cost -= cost[start] - self.cost_gpu_s[row[start]]
-        cost = np.where(fits, cost, np.inf)
-        least = np.minimum.reduceat(cost, starts)
-        order = np.argsort(least, kind="stable")
-        order = order[np.isfinite(least[order])]
+        cost = self.cost_gpu_s[row]
+        spent = np.cumsum(cost)
+        spent -= spent[start] - cost[start]
+        free = free_of(space)
+        for column, ask in enumerate(asks_of(shape)):
+            amount = self.amount[column][kept]
+            gone = np.cumsum(amount)
+            gone -= gone[start] - amount[start]
+            spent[free[:, column][node] + gone < ask] = np.inf
+        least = np.minimum.reduceat(spent, starts)
         ends = np.append(starts[1:], len(node))
-        for i in order.tolist():
+        possible = np.flatnonzero(np.isfinite(least))
+        for i in in_order(possible, [least[possible]]):
             yield int(node[starts[i]]), row[starts[i] : ends[i]].tolist()
 
 

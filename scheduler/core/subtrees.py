@@ -177,10 +177,10 @@ class _Search:
         left = np.add.reduce(rooms)[numbers] * (-1 if most_first else 1)
         if level == tree.host:
             score = self._space.scores(musts[0].shape)
-            for row in _in_order(numbers, [left, -score[numbers], position[numbers]]):
+            for row in in_order(numbers, [left, -score[numbers], position[numbers]]):
                 yield np.array([row])
             return
-        for number in _in_order(numbers, [left]):
+        for number in in_order(numbers, [left]):
             rows = np.flatnonzero(tree.domain[level] == number)
             yield rows[np.argsort(position[rows])]
 
@@ -389,7 +389,7 @@ class _Search:
         return _first_lack(asks, [self.most_room(a.shape) for a in asks], level=near.required)
 
 
-def _in_order(numbers: Rows, keys: Sequence[NDArray[Any]]) -> Iterator[int]:
+def in_order(numbers: Rows, keys: Sequence[NDArray[Any]]) -> Iterator[int]:
     """Yield numbers, which ascend, by the keys, the first of which counts most.
 
     The first is mostly the one that is taken: it is found without sorting the others.
