@@ -21,7 +21,7 @@ import numpy as np
 from scheduler.core import capacity
 from scheduler.core.held import HeldTasks
 from scheduler.core.model import MILLI, Levels, Shape, Task, TaskPhase
-from scheduler.core.node_books import WITHOUT_END, NodeBooks, read_again
+from scheduler.core.node_books import WITHOUT_END, NodeBooks, read_again, write_back
 from scheduler.core.ports import NodeScore
 from scheduler.core.snapshot import (
     CPU,
@@ -179,14 +179,8 @@ class Space:
         return self._columns
 
     def _write(self) -> None:
-        columns, rows = self._columns, list(self._unwritten)
-        books = [self._books[row] for row in rows]
-        columns.free[rows] = [b.free for b in books]
-        columns.device_free[rows] = [b.device_free for b in books]
-        columns.device_used[rows] = [b.device_used for b in books]
-        columns.device_memory_free[rows] = [b.device_memory_free for b in books]
-        columns.n_tasks[rows] = [b.n_tasks for b in books]
-        columns.n_by_width[rows] = [b.n_by_width for b in books]
+        rows = list(self._unwritten)
+        write_back([self._books[row] for row in rows], self._columns, rows)
         self._unwritten.clear()
 
     def _on(self, row: int) -> NodeBooks:

@@ -32,6 +32,22 @@ LIVE_OK_S = MAX_BACKOFF_S * 2
 """A replica that ran this long starts its back-off from scratch (Kubernetes: ten minutes)."""
 
 
+# Looked up once: on its class a member takes five times as long to find (CPython 3.11).
+_PENDING = JobPhase.PENDING
+_RUNNING = JobPhase.RUNNING
+_STOPPING = JobPhase.STOPPING
+_TASK_STOPPING = TaskPhase.STOPPING
+_TASK_RUNNING = TaskPhase.RUNNING
+_TASK_STOPPED = TaskPhase.STOPPED
+_TASK_FAILED = TaskPhase.FAILED
+_TASK_LOST = TaskPhase.LOST
+_INFERENCE = JobKind.INFERENCE
+_PREEMPTED = StopCause.PREEMPTED
+_MIGRATED = StopCause.MIGRATED
+_SCALED_DOWN = StopCause.SCALED_DOWN
+_TIME_LIMIT = StopCause.TIME_LIMIT
+
+
 class Changes:
     """What followed from one event, collected for its outcome."""
 
@@ -65,9 +81,9 @@ class Lifecycle:
         """Bind the tasks of one placement, of a pending job or of a service that lacks some."""
         record.attempt += 1
         record.goes_first = False
-        if record.phase is JobPhase.RUNNING and _exceeds_wish(record, tasks):
+        if record.phase is _RUNNING and _exceeds_wish(record, tasks):
             self._note_resize(record)
-        if record.phase is JobPhase.PENDING:
+        if record.phase is _PENDING:
             at_s = self._moment_s(record)
             record.waited_before_s += at_s - record.pending_since_s
             record.last_started_at_s = at_s
@@ -77,7 +93,7 @@ class Lifecycle:
             record.seats = ()
             record.yields_to = 0
             record.reason = ""
-            self._move(record, JobPhase.RUNNING, "")
+            self._move(record, _RUNNING, "")
         if record.tasks:  # of a service: these take the places of some that ended
             fresh = {(task.id.role, task.id.index) for task in tasks}
             for task_id, old in list(record.tasks.items()):
@@ -93,7 +109,7 @@ class Lifecycle:
     def task_started(self, record: JobRecord, task: Task) -> None:
         """Note that a task's process runs."""
         started_at_s = max(self._at_s, task.bound_at_s)
-        self._move_task(record, task, task.moved(TaskPhase.RUNNING, started_at_s=started_at_s))
+        self._move_task(record, task, task.moved(_TASK_RUNNING, started_at_s=started_at_s))
         record.revision = self._state.revision
         self._state.sync(record)
         self._changes.jobs[record.id] = None
@@ -110,11 +126,11 @@ class Lifecycle:
     ) -> None:
         """Release a task's place and let its job go where that leads."""
         if is_lost:
-            phase = TaskPhase.LOST
-        elif task.phase is TaskPhase.STOPPING:
-            phase = TaskPhase.STOPPED
+            phase = _TASK_LOST
+        elif task.phase is _TASK_STOPPING:
+            phase = _TASK_STOPPED
         else:
-            phase = TaskPhase.SUCCEEDED if exit_code == 0 else TaskPhase.FAILED
+            phase = TaskPhase.SUCCEEDED if exit_code == 0 else _TASK_FAILED
         ended = task.moved(
             phase,
             ended_at_s=max(self._at_s, task.bound_at_s, task.started_at_s),
@@ -139,20 +155,20 @@ class Lifecycle:
             )
             record.received = record.received.plus(stint)
         record.note(self._at_s, f"{task.id} {phase}{_how(ended)}")
-        if record.job.spec.kind is JobKind.INFERENCE:
+        if record.job.spec.kind is _INFERENCE:
             self._after_replica(record, ended)
         else:
             self._after_member(record, ended)
 
     def _after_member(self, record: JobRecord, task: Task) -> None:
         live = record.live_tasks()
-        if record.phase is JobPhase.STOPPING:
+        if record.phase is _STOPPING:
             if live:
                 self.publish(record)
             else:
                 self._stopped(record)
             return
-        if task.phase in {TaskPhase.FAILED, TaskPhase.LOST}:
+        if task.phase in {_TASK_FAILED, _TASK_LOST}:
             then = self._after_failure(record, task)
             if live:
                 self._stop(record, live, StopCause.GANG_BROKEN, then)
@@ -168,26 +184,26 @@ class Lifecycle:
 
     def _after_replica(self, record: JobRecord, task: Task) -> None:
         live = record.live_tasks()
-        if record.phase is JobPhase.STOPPING:
+        if record.phase is _STOPPING:
             if live:
                 self.publish(record)
             else:
                 self._stopped(record)
             return
-        if task.phase in {TaskPhase.FAILED, TaskPhase.SUCCEEDED}:
+        if task.phase in {_TASK_FAILED, TaskPhase.SUCCEEDED}:
             ran_s = task.ended_at_s - (task.started_at_s or task.bound_at_s)
-            record.failures += task.phase is TaskPhase.FAILED
+            record.failures += task.phase is _TASK_FAILED
             record.streak = 1 if ran_s >= LIVE_OK_S else record.streak + 1
             record.eligible_at_s = self._at_s + _backoff_s(record)
             record.reason = f"{task.id.role}-{task.id.index} ended{_how(task)}; it is replaced"
-        elif task.phase is TaskPhase.LOST:
+        elif task.phase is _TASK_LOST:
             self._delay_after_loss(record, task)
         del record.tasks[task.id]
         if live:
             self.publish(record)
         else:
             self._close_attempt(record, is_work_lost=False)
-            self._go(record, JobPhase.PENDING, record.reason)
+            self._go(record, _PENDING, record.reason)
 
     def _delay_after_loss(self, record: JobRecord, task: Task) -> None:
         """Let a job that is lost as soon as it starts, again and again, wait in between."""
@@ -200,10 +216,10 @@ class Lifecycle:
     def _after_failure(self, record: JobRecord, task: Task) -> JobPhase:
         """Return where a gang goes after a member ended badly: another try, or the end."""
         who = f"{task.id.role}-{task.id.index}"
-        if task.phase is TaskPhase.LOST:  # not the job's own fault: it costs no retry
+        if task.phase is _TASK_LOST:  # not the job's own fault: it costs no retry
             record.reason = f"{who} was lost{_how(task)}"
             self._delay_after_loss(record, task)
-            return JobPhase.PENDING
+            return _PENDING
         record.failures += 1
         record.streak += 1
         record.reason = f"{who} failed{_how(task)}"
@@ -211,7 +227,7 @@ class Lifecycle:
         if record.failures <= spec.max_retries:
             record.eligible_at_s = self._at_s + _backoff_s(record)
             record.reason += f"; retry {record.failures} of {spec.max_retries}"
-            return JobPhase.PENDING
+            return _PENDING
         code = task.exit_code if task.exit_code is not None else 128 + (task.signal or 0)
         record.exit_code = code if task.exit_code is not None or task.signal else None
         return JobPhase.FAILED
@@ -229,20 +245,20 @@ class Lifecycle:
     ) -> None:
         """Ask running tasks to stop; a gang goes as a whole and `then` follows the cause."""
         record.yields_to = yields_to
-        if cause is StopCause.PREEMPTED or cause is StopCause.MIGRATED:
+        if cause is _PREEMPTED or cause is _MIGRATED:
             record.preemptions += 1
-        if cause is StopCause.SCALED_DOWN:
+        if cause is _SCALED_DOWN:
             self._note_resize(record)
         live = record.live_tasks()
-        if record.job.spec.kind is JobKind.INFERENCE and cause is not StopCause.TIME_LIMIT:
+        if record.job.spec.kind is _INFERENCE and cause is not _TIME_LIMIT:
             going = {task.id for task in tasks} | {
-                t.id for t in live if t.phase is TaskPhase.STOPPING
+                t.id for t in live if t.phase is _TASK_STOPPING
             }
             if any(task.id not in going for task in live):
                 self._ask(record, tasks, cause, why)
                 self.publish(record)
                 return
-        then = JobPhase.TIMED_OUT if cause is StopCause.TIME_LIMIT else JobPhase.PENDING
+        then = JobPhase.TIMED_OUT if cause is _TIME_LIMIT else _PENDING
         record.reason = why or f"{cause}".replace("_", " ")
         self._stop(record, live, cause, then, why)
 
@@ -256,7 +272,7 @@ class Lifecycle:
         record.reason = reason
         record.seats = ()
         live = record.live_tasks()
-        if record.phase is JobPhase.STOPPING:
+        if record.phase is _STOPPING:
             record.stop_cause, record.then = cause, then
             record.note(self._at_s, f"{cause}: {then} follows")
             self.publish(record)
@@ -270,7 +286,7 @@ class Lifecycle:
         self._note_resize(record)
         record.seats = seats
         record.reason = why
-        self._stop(record, record.live_tasks(), StopCause.RESIZED, JobPhase.PENDING, why)
+        self._stop(record, record.live_tasks(), StopCause.RESIZED, _PENDING, why)
 
     def _note_resize(self, record: JobRecord) -> None:
         record.resizes += 1
@@ -279,18 +295,18 @@ class Lifecycle:
     def resize(self, record: JobRecord) -> None:
         """Bring a running job to the counts that its spec now has."""
         counts = {role.name: role.count for role in record.job.spec.roles}
-        live = [t for t in record.live_tasks() if t.phase is not TaskPhase.STOPPING]
+        live = [t for t in record.live_tasks() if t.phase is not _TASK_STOPPING]
         record.seats = ()
-        if record.phase is not JobPhase.RUNNING:
+        if record.phase is not _RUNNING:
             self.publish(record)
-        elif record.job.spec.kind is JobKind.INFERENCE:
+        elif record.job.spec.kind is _INFERENCE:
             surplus = [task for task in live if task.id.index >= counts[task.id.role]]
             if surplus:
-                self._ask(record, surplus, StopCause.SCALED_DOWN, "")
+                self._ask(record, surplus, _SCALED_DOWN, "")
             self.publish(record)
         else:
             record.reason = "restarts with another number of tasks"
-            self._stop(record, live, StopCause.RESIZED, JobPhase.PENDING)
+            self._stop(record, live, StopCause.RESIZED, _PENDING)
 
     def _stop(
         self,
@@ -301,14 +317,14 @@ class Lifecycle:
         why: str = "",
     ) -> None:
         record.stop_cause, record.then = cause, then
-        self._move(record, JobPhase.STOPPING, f"{cause}: {then} follows")
+        self._move(record, _STOPPING, f"{cause}: {then} follows")
         self._ask(record, live, cause, why)
         self.publish(record)
 
     def _ask(self, record: JobRecord, tasks: list[Task], cause: StopCause, why: str) -> None:
-        asked = [task for task in tasks if task.phase is not TaskPhase.STOPPING]
+        asked = [task for task in tasks if task.phase is not _TASK_STOPPING]
         for task in asked:
-            self._move_task(record, task, task.moved(TaskPhase.STOPPING, stop_cause=cause))
+            self._move_task(record, task, task.moved(_TASK_STOPPING, stop_cause=cause))
         if asked:
             self._changes.evictions.append(
                 Eviction(
@@ -324,7 +340,7 @@ class Lifecycle:
         then = record.then
         assert then is not None
         record.stop_cause = record.then = None
-        is_service = record.job.spec.kind is JobKind.INFERENCE
+        is_service = record.job.spec.kind is _INFERENCE
         self._close_attempt(record, is_work_lost=not is_service)
         self._go(record, then, record.reason)
 
@@ -344,10 +360,10 @@ class Lifecycle:
         """Take a job that holds nothing to another phase."""
         at_s = self._moment_s(record)
         if phase is not record.phase:
-            if record.phase is JobPhase.PENDING:
+            if record.phase is _PENDING:
                 record.waited_before_s += at_s - record.pending_since_s
             self._move(record, phase, reason)
-        if phase is JobPhase.PENDING:
+        if phase is _PENDING:
             record.pending_since_s = at_s
         else:
             record.goes_first = False
@@ -361,11 +377,11 @@ class Lifecycle:
 
     def resume(self, record: JobRecord) -> None:
         """Let a suspended job wait again, or one that is on its way there."""
-        if record.phase is JobPhase.STOPPING:
-            record.then = JobPhase.PENDING
+        if record.phase is _STOPPING:
+            record.then = _PENDING
             self.publish(record)
         else:
-            self._go(record, JobPhase.PENDING, "")
+            self._go(record, _PENDING, "")
 
     def _finish(self, first: JobRecord) -> None:
         """Bury a job, and every job whose dependency on it can never hold now."""
@@ -390,7 +406,7 @@ class Lifecycle:
         if broken is None:
             self._state.n_unmet[record.id] -= 1
         else:
-            if record.phase is JobPhase.PENDING:
+            if record.phase is _PENDING:
                 record.waited_before_s += self._moment_s(record) - record.pending_since_s
             record.reason = f"its dependency {broken.kind} {broken.on} cannot hold"
             self._move(record, JobPhase.CANCELLED, record.reason)

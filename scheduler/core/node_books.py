@@ -1,7 +1,8 @@
 """The books of one node in plain integers: numpy is slow on a handful of numbers.
 
-A `Space` opens them for the nodes that it books on, one task after another, and writes them
-back to its columns before somebody reads these. They book as `capacity` does.
+Whoever books on nodes, one task after another, opens them for these, and writes them back to
+the columns before somebody reads those: the state, and every `Space`. They book as `capacity`
+does.
 """
 
 from collections.abc import Sequence
@@ -117,6 +118,23 @@ class NodeBooks:
             >= memory_of_fraction_mib(shape, self.device_memory_mib)
         )
 
+    def can_take(self, shape: Shape, devices: Devices) -> bool:
+        """Return whether the node has what a task needs, on exactly these devices."""
+        if self.cpu_milli < shape.cpu_milli or self.memory_mib < shape.memory_mib:
+            return False
+        if len(devices) != (shape.gpus or (1 if shape.gpu_milli else 0)):
+            return False
+        if len(set(devices)) < len(devices):
+            return False
+        milli, memory_mib = capacity.per_device(shape, self.device_memory_mib)
+        left, memory_free, n_gpus = self.device_free, self.device_memory_free, self.n_gpus
+        for device in devices:
+            if not 0 <= device < n_gpus or left[device] < milli:
+                return False
+            if memory_free[device] < memory_mib:
+                return False
+        return True
+
     def copies(self, shape: Shape) -> int:
         """Return how many more such tasks have room."""
         copies = WITHOUT_END
@@ -179,7 +197,6 @@ class NodeBooks:
         """Offer at most what the other books of the node offer."""
         self.cpu_milli = min(self.cpu_milli, other.cpu_milli)
         self.memory_mib = min(self.memory_mib, other.memory_mib)
-        # Not `max` and `min`: calls cost more than what they compare.
         used = zip(self.device_used, other.device_used, strict=True)
         self.device_used = [max(theirs, mine) for mine, theirs in used]
         left = zip(self.device_memory_free, other.device_memory_free, strict=True)
@@ -207,3 +224,13 @@ def read_again(books: Sequence[NodeBooks], nodes: NodeColumns, rows: Sequence[in
     )
     for each, *values in zip(books, *columns, strict=True):
         each.read(*values)
+
+
+def write_back(books: Sequence[NodeBooks], nodes: NodeColumns, rows: Sequence[int]) -> None:
+    """Write the books of many nodes to the columns, each to its row."""
+    nodes.free[rows] = [b.free for b in books]
+    nodes.device_free[rows] = [b.device_free for b in books]
+    nodes.device_used[rows] = [b.device_used for b in books]
+    nodes.device_memory_free[rows] = [b.device_memory_free for b in books]
+    nodes.n_tasks[rows] = [b.n_tasks for b in books]
+    nodes.n_by_width[rows] = [b.n_by_width for b in books]

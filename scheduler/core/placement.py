@@ -14,6 +14,9 @@ from scheduler.core.subtrees import Ask, Lack, fits_near, place_near
 from scheduler.core.topology import Near, beside
 from scheduler.core.values import value_class
 
+# Looked up once: on its class a member takes five times as long to find (CPython 3.11).
+_PENDING = PHASE_CODE[JobPhase.PENDING]
+
 
 @value_class(frozen=True, slots=True, kw_only=False)
 class Want:
@@ -48,7 +51,7 @@ class Shortfall:
 def wants_of(snapshot: Snapshot, row: int) -> tuple[Want, ...]:
     """Return what a waiting job wants: a whole gang, or the replicas that a service lacks."""
     gang = snapshot.gangs[snapshot.jobs.gang[row]]
-    if snapshot.jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]:
+    if snapshot.jobs.phase[row] == _PENDING:
         return tuple(
             Want(
                 role.name,
@@ -206,7 +209,7 @@ def placement_of(
     job = snapshot.job_at(row)
     attempt = int(snapshot.jobs.attempt[row]) + 1
     nodes = snapshot.nodes.nodes
-    is_gang = snapshot.jobs.phase[row] == PHASE_CODE[JobPhase.PENDING]
+    is_gang = snapshot.jobs.phase[row] == _PENDING
     if len(members) > 1 and is_gang:
         members = _along(snapshot.nodes.tree(levels).position, members)
     binds = tuple(

@@ -6,6 +6,7 @@ event that finished it and never changes again.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from scheduler.core.errors import InvariantError
 from scheduler.core.model import (
@@ -122,7 +123,7 @@ class JobRecord:
 
     def note(self, at_s: float, line: str) -> None:
         """Add a line to the history, dropping the oldest beyond the limit."""
-        self.history.append(f"{at_s:.3f} {line}")
+        self.history.append(f"{_stamp(at_s)} {line}")
         if len(self.history) > HISTORY_LIMIT:
             del self.history[0]
 
@@ -159,6 +160,12 @@ class JobRecord:
             for task in self.live_tasks()
         )
         return self.gpu_s_before + live_gpu_milli_s / MILLI
+
+
+@lru_cache(maxsize=16)
+def _stamp(at_s: float) -> str:
+    """Return a moment as histories have it: much happens at the same one."""
+    return f"{at_s:.3f}"
 
 
 @value_class(frozen=True, slots=True, kw_only=True)

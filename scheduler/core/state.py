@@ -30,6 +30,7 @@ from scheduler.core.model import (
     TaskId,
     TaskPhase,
 )
+from scheduler.core.node_books import NodeBooks, write_back
 from scheduler.core.queue_tree import (
     FIRST_TYPE,
     GPU,
@@ -72,6 +73,13 @@ FIRST_ROWS = 64
 """Rows the job table starts with; it doubles when it is full."""
 
 
+# Looked up once: on its class a member takes five times as long to find (CPython 3.11).
+_RUNNING = JobPhase.RUNNING
+_STOPPING = JobPhase.STOPPING
+_TASK_STOPPING = TaskPhase.STOPPING
+_INFERENCE = JobKind.INFERENCE
+
+
 class ClusterState:
     """The mutable heart of the engine. Only `lifecycle` writes to it."""
 
@@ -106,6 +114,8 @@ class ClusterState:
         self._unwritten: dict[JobId, JobRecord] = {}  # whose rows lag behind them
         self._free_rows: list[int] = []
         self._node_table = NodeColumns.empty()
+        self._books: dict[int, NodeBooks] = {}  # of nodes on which tasks start and end, by row
+        self._unwritten_nodes: set[int] = set()  # rows that lag behind their books
         self._job_table = JobColumns.empty()
         self._log = ChangeLog()
         self._node_readers: list[ReferenceType[Snapshot]] = []
@@ -114,6 +124,7 @@ class ClusterState:
     def snapshot(self, now_s: float) -> Snapshot:
         """Return the state at `now_s`; costs nothing until the next change."""
         self._write_rows()
+        self._write_nodes()
         snapshot = Snapshot(
             now_s=now_s,
             revision=self.revision,
@@ -137,12 +148,30 @@ class ClusterState:
         return log.mark()
 
     def _nodes(self) -> NodeColumns:
-        """Return the node table for writing."""
+        """Return the node table for writing; books of nodes are made of it again."""
+        self._write_nodes()
+        self._books.clear()
+        return self._own_nodes()
+
+    def _own_nodes(self) -> NodeColumns:
         if self._node_readers:
             if any(reader() is not None for reader in self._node_readers):
                 self._node_table = self._node_table.copy()
             self._node_readers.clear()
         return self._node_table
+
+    def _books_of(self, row: int) -> NodeBooks:
+        books = self._books.get(row)
+        if books is None:
+            books = self._books[row] = NodeBooks(self._node_table, row)
+        return books
+
+    def _write_nodes(self) -> None:
+        """Write to the node table what tasks have taken and given back."""
+        if self._unwritten_nodes:
+            rows = list(self._unwritten_nodes)
+            write_back([self._books[row] for row in rows], self._own_nodes(), rows)
+            self._unwritten_nodes.clear()
 
     def _jobs(self) -> JobColumns:
         """Return the job table for writing."""
@@ -225,7 +254,7 @@ class ClusterState:
     def _write_row(self, jobs: JobColumns, row: int, record: JobRecord) -> None:
         spec = record.job.spec
         live = tuple(record.live_tasks())
-        is_running = record.phase is JobPhase.RUNNING
+        is_running = record.phase is _RUNNING
         jobs.tasks[row] = live
         jobs.received[row] = record.received
         jobs.phase[row] = PHASE_CODE[record.phase]
@@ -233,9 +262,9 @@ class ClusterState:
         jobs.yields_to[row] = record.yields_to
         jobs.goes_first[row] = record.goes_first
         jobs.n_unmet[row] = self.n_unmet.get(record.job.id, 0)
-        jobs.n_stopping[row] = sum([t.phase is TaskPhase.STOPPING for t in live])
+        jobs.n_stopping[row] = sum([t.phase is _TASK_STOPPING for t in live])
         jobs.gpu_milli[row] = sum([record.shape_of(task).total_gpu_milli for task in live])
-        if spec.elastic or spec.kind is JobKind.INFERENCE:
+        if spec.elastic or spec.kind is _INFERENCE:
             jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
             jobs.is_divisible[row] = is_running and has_spare(record, live)
             jobs.may_resize_at_s[row] = may_resize_at_s(record)
@@ -258,7 +287,7 @@ class ClusterState:
     def is_overdue(self, record: JobRecord, at_s: float) -> bool:
         """Return whether a running job is at its time limit."""
         limit_s = record.job.spec.time_limit_s
-        is_limited = record.phase is JobPhase.RUNNING and limit_s > 0
+        is_limited = record.phase is _RUNNING and limit_s > 0
         return is_limited and record.last_started_at_s + limit_s <= at_s
 
     def drop_job(self, record: JobRecord) -> None:
@@ -298,26 +327,28 @@ class ClusterState:
 
     def bind(self, record: JobRecord, task: Task) -> None:
         """Give a task its place. The caller has checked that it fits."""
-        nodes, shape = self._nodes(), record.shape_of(task)
-        row = nodes.row_of[task.node]
-        capacity.take(nodes, row, shape, task.devices)
-        self._log.node_rows.append(row)
-        self._log.job_rows.append(self._row_of[record.id])
-        self._use(record, shape, nodes.nodes[row], sign=1)
+        row, shape = self._node_table.row_of[task.node], record.shape_of(task)
+        books = self._books_of(row)
+        books.take(shape, task.devices)
+        self._note_booked(row, record)
+        self._use(record, shape, books.node, sign=1)
         self.tasks_on[task.node][task.id] = None
         record.tasks[task.id] = task
 
     def release(self, record: JobRecord, task: Task) -> Node:
         """Give the place of a task that has ended back; return its node."""
-        nodes, shape = self._nodes(), record.shape_of(task)
-        row = nodes.row_of[task.node]
-        capacity.give(nodes, row, shape, task.devices)
-        self._log.node_rows.append(row)
-        self._log.job_rows.append(self._row_of[record.id])
-        node = nodes.nodes[row]
-        self._use(record, shape, node, sign=-1)
+        row, shape = self._node_table.row_of[task.node], record.shape_of(task)
+        books = self._books_of(row)
+        books.give(shape, task.devices)
+        self._note_booked(row, record)
+        self._use(record, shape, books.node, sign=-1)
         del self.tasks_on[task.node][task.id]
-        return node
+        return books.node
+
+    def _note_booked(self, row: int, record: JobRecord) -> None:
+        self._unwritten_nodes.add(row)
+        self._log.node_rows.append(row)
+        self._log.job_rows.append(self._row_of[record.job.id])
 
     def _use(self, record: JobRecord, shape: Shape, node: Node, *, sign: int) -> None:
         """Count what a task takes as used by its queue, or no longer."""
@@ -347,12 +378,13 @@ class ClusterState:
         if not is_open or not nodes.static_fit(shape)[row]:
             return False
         if beside is None:
-            return capacity.can_take(nodes, row, shape, task.devices)
+            return self._books_of(row).can_take(shape, task.devices)
+        self._write_nodes()
         holds = [(t.node, t.devices) for t in beside.live_tasks() if t.stop_cause is None]
         return (
             holds == [(task.node, task.devices)]
             and may_share(record.job.spec, beside.job.spec, nodes.nodes[row].gpu_type)
-            and capacity.can_join(nodes, row, shape, task.devices)
+            and capacity.can_join(self._node_table, row, shape, task.devices)
         )
 
     def fit_together(self, record: JobRecord, tasks: list[Task]) -> bool:
@@ -364,17 +396,15 @@ class ClusterState:
             return self.fits(record, tasks[0])
         if len({task.node for task in tasks}) == len(tasks):
             return all(self.fits(record, task) for task in tasks)
-        nodes = self._nodes()
-        tried: list[Task] = []
+        tried: list[tuple[NodeBooks, Task]] = []
         for task in tasks:
             if not self.fits(record, task):
                 break
-            row = nodes.row_of[task.node]
-            capacity.take(nodes, row, record.shape_of(task), task.devices)
-            tried.append(task)
-        for task in tried:
-            row = nodes.row_of[task.node]
-            capacity.give(nodes, row, record.shape_of(task), task.devices)
+            books = self._books_of(self._node_table.row_of[task.node])
+            books.take(record.shape_of(task), task.devices)
+            tried.append((books, task))
+        for books, task in tried:
+            books.give(record.shape_of(task), task.devices)
         return len(tried) == len(tasks)
 
     # Nodes
@@ -511,6 +541,7 @@ class ClusterState:
 
     def node_view(self, name: NodeName) -> NodeView:
         """Return a node as it is now."""
+        self._write_nodes()
         nodes = self._node_table
         row = nodes.row_of[name]
         node = nodes.nodes[row]
@@ -601,9 +632,7 @@ class ClusterState:
         """Return, by number of the queue, jobs that wait, jobs that run, and GPUs they hold."""
         self._write_rows()
         jobs, n_queues = self._job_table, len(self.queues)
-        is_on = np.isin(
-            jobs.phase, [PHASE_CODE[JobPhase.RUNNING], PHASE_CODE[JobPhase.STOPPING]]
-        )
+        is_on = np.isin(jobs.phase, [PHASE_CODE[_RUNNING], PHASE_CODE[_STOPPING]])
         is_waiting = (jobs.phase >= 0) & ~is_on
         return (
             np.bincount(jobs.queue[is_waiting], minlength=n_queues).tolist(),
@@ -708,7 +737,7 @@ class ClusterState:
 
 def missing_members(record: JobRecord) -> list[tuple[str, int]]:
     """Return the (role, index) that a running service wants and does not have."""
-    if record.job.spec.kind is not JobKind.INFERENCE:
+    if record.job.spec.kind is not _INFERENCE:
         return []
     live = {(t.id.role, t.id.index) for t in record.tasks.values() if not t.phase.is_final}
     return [
@@ -720,7 +749,7 @@ def missing_members(record: JobRecord) -> list[tuple[str, int]]:
 
 def has_spare(record: JobRecord, live: tuple[Task, ...]) -> bool:
     """Return whether a job whose size may change could give some of its tasks up and go on."""
-    staying = Counter(t.id.role for t in live if t.phase is not TaskPhase.STOPPING)
+    staying = Counter(t.id.role for t in live if t.phase is not _TASK_STOPPING)
     return any(staying[role.name] > role.min_count for role in record.job.spec.roles)
 
 
@@ -728,6 +757,6 @@ def may_resize_at_s(record: JobRecord) -> float:
     """Return when an elastic job's cool-down ends; a gang's begins with every attempt."""
     spec = record.job.spec
     since_s = record.resized_at_s
-    if spec.kind is not JobKind.INFERENCE:
+    if spec.kind is not _INFERENCE:
         since_s = max(since_s, record.last_started_at_s)
     return since_s + spec.resize_cooldown_s if since_s else 0.0
