@@ -38,6 +38,10 @@ from simulator.workload import NodeOutage, Steady, TraceJob, TraceJobs
 
 _ANY_JOB = Wanted()
 _NOTHING_SAID = Assumptions()
+_PLENTY = 2**62
+"""Jobs of a preset of which others choose, and stop: more than are ever made."""
+_PATIENCE = 200_000
+"""Jobs of a preset in a row that nobody wants, after which none is expected any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +81,7 @@ class Source:
         if self.after_s or self.span_s < math.inf:
             jobs = _part(jobs, self.after_s, self.span_s)
         if self.wanted != _ANY_JOB:
-            jobs = only(jobs, self.wanted)
+            jobs = self._wanted_of_preset(jobs) if self.preset else only(jobs, self.wanted)
         if self.sample < 1.0:
             jobs = sampled(jobs, self.sample, seed=seed)
         if self.load != 1.0:
@@ -101,8 +105,22 @@ class Source:
             raise InvalidInput("cluster", rule)
         workload = scaled_to(preset(self.preset), n_gpus)
         n_jobs = self.n_jobs if self._keeps_all else None
-        until_s = math.inf if self.n_jobs is not None else self.after_s + self.span_s
-        return generate(workload, seed=seed, n_jobs=n_jobs, until_s=until_s, assume=self.assume)
+        if n_jobs is None and (self.n_jobs is not None or self.span_s < math.inf):
+            n_jobs = _PLENTY  # what follows takes as many as it needs
+        return generate(workload, seed=seed, n_jobs=n_jobs, assume=self.assume)
+
+    def _wanted_of_preset(self, jobs: TraceJobs) -> TraceJobs:
+        """Yield the jobs that are wanted: if none ever comes, an endless preset would hang."""
+        n_in_vain = 0
+        for job in jobs:
+            n_in_vain = 0 if self.wanted(job) else n_in_vain + 1
+            if not n_in_vain:
+                yield job
+            elif n_in_vain == _PATIENCE:
+                rule = (
+                    f"{self.preset} made {_PATIENCE:,} jobs in a row, of which none is wanted"
+                )
+                raise InvalidInput("preset", rule)
 
     @property
     def _keeps_all(self) -> bool:

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import subprocess
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from daemon_testing import LEPTON
 from simulation_testing import trace_job
 from test_cli_terminal import terminal
 
+from simulator.cases import Source
+from simulator.presets import preset
+from simulator.synthetic import generate, scaled_to
 from simulator.traces.own import write_trace
 
 CLUSTER = """\
@@ -184,6 +188,14 @@ def test_who_goes_by_estimates_without_any_is_told():
         (("--load", "0"), "--load 0: must be above 0"),
         (("--sample", "2"), "--sample 2: must be above 0 and at most 1"),
         (("--estimates", "-1"), "--estimates -1: must not be negative"),
+        (("--estimates", "1e200"), "--estimates 1e+200: must not be negative, and below 1e+06"),
+        (("--estimates", "nan"), "--estimates nan: must not be negative"),
+        (("--max-gpus", "-1"), "--max-gpus -1: must not be negative"),
+        (("--scale-to", "inf"), "--scale-to inf: must not be negative"),
+        (("--load", "inf"), "--load inf: must be above 0, and below 1e+06"),
+        (("--speeds", "T4=1,T4=2"), "--speeds: names T4 twice"),
+        (("--node-fails", "0s"), "--node-fails 0s: must be above 0"),
+        (("--cluster", "100001x1xT4"), "a pool has at most 100,000 nodes"),
         (("--until", "90"), "90 of what? write 90s, 90m or 90h"),
         (("--queue", "nobody"), "no jobs in it, or none left"),
         (("--format", "xls"), "no format 'xls'"),
@@ -204,6 +216,46 @@ def test_a_preset_needs_an_end():
     result = lepton("simulate", "--cluster", "1x8xT4", "--preset", "philly")
 
     assert (result.exit_code, "--jobs" in result.stderr) == (64, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "n_jobs"),
+    [
+        (("--jobs", "7", "--after", "5h"), 7),
+        (("--jobs", "7", "--queue", "vc-b"), 7),
+        (("--jobs", "7", "--sample", "0.5"), 7),
+        (("--jobs", "7", "--span", "10000h"), 7),
+        (("--jobs", "700", "--span", "1s", "--min-gpus", "0"), 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_parts_of_a_preset_are_taken(words: tuple[str, ...], n_jobs: int):
+    words = ("--cluster", "1x8xT4", "--preset", "philly", "--policy", "fifo", *words)
+    result = lepton("simulate", *words, "-o", "json")
+
+    assert result.exit_code == 0, result.stderr
+    [policy] = json.loads(result.stdout)["policies"]
+    assert policy["figures"]["n_jobs"]["mean"] == n_jobs
+
+
+def test_a_part_of_a_preset_that_never_comes_is_told():
+    words = ("--cluster", "1x8xT4", "--preset", "philly", "--jobs", "5", "--queue", "nobody")
+    result = lepton("simulate", *words)
+
+    assert result.exit_code == 64
+    assert "none is wanted" in result.stderr
+
+
+def test_the_span_of_a_preset_begins_with_its_first_job():
+    source = Source(preset="philly", span_s=86_400.0)
+
+    jobs = list(source.jobs(n_gpus=8.0, seed=3))
+    again = list(replace(source, n_jobs=len(jobs) + 1).jobs(n_gpus=8.0, seed=3))
+
+    assert jobs[0].at_s > 900  # it does not come at once
+    assert len(again) == len(jobs)
+    made = generate(scaled_to(preset("philly"), 8.0), seed=3, until_s=jobs[0].at_s + 86_400.0)
+    assert [job.at_s for job in jobs] == [job.at_s for job in made]
 
 
 def test_a_preset_needs_gpus():

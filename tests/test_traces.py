@@ -151,7 +151,7 @@ FLOATS = st.floats(0, 1e9)
 SPECS = st.builds(
     JobSpec,
     name=st.text(max_size=12),
-    roles=st.lists(ROLES, min_size=1, max_size=3).map(tuple),
+    roles=st.lists(ROLES, min_size=1, max_size=3, unique_by=lambda r: r.name).map(tuple),
     kind=st.sampled_from(JobKind),
     queue=st.text(max_size=5),
     priority=st.integers(-5, 5),
@@ -208,6 +208,38 @@ def test_any_job_survives_being_written(job):
             "unknown field `at`",
         ),
         ('{%o, %s, "save_s": -1}', "save_s: must not be negative"),
+        (
+            '{%o, "behaviour": {"kind": "steady", "work": 1, "n_tasks": 0}}',
+            "behaviour.n_tasks: must be at least 1",
+        ),
+        (
+            '{%o, "behaviour": {"kind": "steady", "work": 1, "speeds": [["T4", -1.0]]}}',
+            "behaviour.speeds[T4]: must not be negative",
+        ),
+        (
+            '{%o, "behaviour": {"kind": "steady", "work": 1, "n_tasks": 3,'
+            ' "scaling": [[1, 1.0], [1, 2.0]]}}',
+            "behaviour.scaling: must name each number of tasks once",
+        ),
+        (
+            '{%s, "at_s": 0, "spec": {"name": "a", "roles": [{"name": "w", "count": 0}]}}',
+            "spec.roles[0].count: must be from 1",
+        ),
+        (
+            '{%s, "at_s": 0, "spec": {"name": "a", "roles": [{"name": "w",'
+            ' "shape": {"gpu_milli": 1500}}]}}',
+            "spec.roles[0].shape.gpu_milli: must be below 1000",
+        ),
+        (
+            '{%s, "at_s": 0, "spec": {"name": "a", "roles": [{"name": "w",'
+            ' "shape": {"gpus": -1}}]}}',
+            "spec.roles[0].shape.gpus: must be from 0",
+        ),
+        (
+            '{%s, "at_s": 0, "spec": {"name": "a", "roles": [{"name": "w"}],'
+            ' "time_limit_s": -5}}',
+            "spec.time_limit_s: must not be negative",
+        ),
         (
             '{%s, "spec": {"name": "a", "roles": [{"name": "w"}]}, "at_s": 1,'
             ' "ends_as": "running"}',

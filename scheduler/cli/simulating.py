@@ -29,6 +29,7 @@ from simulator.traces.clusters import read_cluster as traced_cluster
 from simulator.traces.format import Assumptions
 from simulator.traces.transforms import Wanted
 
+_MOST_NODES = 100_000  # as in a file
 _POOL = re.compile(r"(\d+)x(\d+)x([A-Za-z0-9][A-Za-z0-9_.-]*)")
 
 
@@ -68,6 +69,10 @@ def read_cluster(text: str) -> SimulatedCluster:
             f"--cluster {text}: no such file",
             hint="A YAML file (see docs/simulator.md), or NODESxGPUSxTYPE such as 4x8xA100",
             code=ExitCode.USAGE,
+        )
+    if any(int(part[1]) > _MOST_NODES for part in parts if part is not None):
+        raise CommandError(
+            f"--cluster {text}: a pool has at most {_MOST_NODES:,} nodes", code=ExitCode.USAGE
         )
     pools = [
         uniform_cluster(int(part[1]), gpus=int(part[2]), gpu_type=part[3]).pools[0]
@@ -159,17 +164,21 @@ def _check_trace(asked: Mapping[str, Any]) -> None:
     for name in ("load", "stretch"):
         if not 0 < asked[name] < _MOST:
             raise CommandError(
-                f"--{name} {asked[name]:g}: must be above 0", code=ExitCode.USAGE
+                f"--{name} {asked[name]:g}: must be above 0, and below {_MOST:g}",
+                code=ExitCode.USAGE,
             )
-    if (asked["estimates"] or 0.0) < 0:
-        rule = f"--estimates {asked['estimates']:g}: must not be negative"
-        raise CommandError(rule, code=ExitCode.USAGE)
+    for name, option in _AMOUNTS.items():
+        if not 0 <= (asked[name] or 0.0) < _MOST:
+            rule = f"{option} {asked[name]:g}: must not be negative, and below {_MOST:g}"
+            raise CommandError(rule, code=ExitCode.USAGE)
     if not 0 < asked["sample"] <= 1:
         rule = f"--sample {asked['sample']:g}: must be above 0 and at most 1"
         raise CommandError(rule, code=ExitCode.USAGE)
 
 
 _MOST = 1e6
+_AMOUNTS = {"estimates": "--estimates", "scale_to": "--scale-to", "min_gpus": "--min-gpus",
+            "max_gpus": "--max-gpus"}  # fmt: skip
 
 
 def _speeds(text: str) -> tuple[tuple[str, float], ...]:
@@ -184,6 +193,8 @@ def _speeds(text: str) -> tuple[tuple[str, float], ...]:
             raise CommandError(
                 f"--speeds {part!r}: write TYPE=FACTOR, as A100=1,H100=2.2", code=ExitCode.USAGE
             )
+        if name in speeds:
+            raise CommandError(f"--speeds: names {name} twice", code=ExitCode.USAGE)
         speeds[name] = speed
     return tuple(sorted(speeds.items()))
 
@@ -198,7 +209,10 @@ def read_settings(asked: Mapping[str, Any]) -> Settings:
 
     def every(name: str) -> float:
         option = f"--{name.replace('_', '-')}"
-        return read_duration_s(asked[name], option, default=math.inf)
+        every_s = read_duration_s(asked[name], option, default=math.inf)
+        if not every_s:
+            raise CommandError(f"{option} {asked[name]}: must be above 0", code=ExitCode.USAGE)
+        return every_s
 
     return Settings(
         decide_every_s=read_duration_s(asked["decide_every"], "--decide-every", default=0.0),

@@ -25,6 +25,7 @@ from scheduler.core.errors import InvalidInput
 from scheduler.core.model import JobPhase, JobSpec, Launch, Role, Shape
 from simulator.traces.format import Assumptions, Format
 from simulator.traces.jobs import TRACE_LAUNCH
+from simulator.traces.rules import check_behaviour, check_roles, check_spec
 from simulator.traces.source import Opening, Source
 from simulator.workload import FOREVER, Behaviour, Steady, TraceJob, TraceJobs
 
@@ -75,14 +76,15 @@ def decode_job(line: str) -> TraceJob:
     """Return the job of a line; raises `InvalidInput` or msgspec's error."""
     values = msgspec.structs.asdict(_JOB.decode(line))
     spec = msgspec.structs.asdict(values["spec"])
-    spec["roles"] = _roles(bytes(spec["roles"]))
+    made = JobSpec(**{**spec, "roles": _roles(bytes(spec["roles"]))})
+    check_spec(made)
     behaviour = _behaviour(values["behaviour"])
     if values["ends_as"] not in _ENDS:
         raise InvalidInput("ends_as", f"one of {', '.join(sorted(_ENDS))}")
     for name in ("startup_s", "restore_s", "save_s"):
         if values[name] < 0:
             raise InvalidInput(name, "must not be negative")
-    return TraceJob(**{**values, "spec": JobSpec(**spec), "behaviour": behaviour})
+    return TraceJob(**{**values, "spec": made, "behaviour": behaviour})
 
 
 @cache
@@ -132,7 +134,9 @@ def _roles(text: bytes) -> tuple[Role, ...]:
     for role in read:
         if not isinstance(role["shape"], Shape):
             role["shape"] = Shape(**msgspec.structs.asdict(role["shape"]))
-    return tuple(Role(**role) for role in read)
+    roles = tuple(Role(**role) for role in read)
+    check_roles(roles)
+    return roles
 
 
 class _Kind(msgspec.Struct):
@@ -154,8 +158,7 @@ def _behaviour(text: msgspec.Raw) -> Behaviour:
     if values.get("work", 0.0) is None:
         values["work"] = FOREVER
     behaviour = chosen(**values)
-    if not behaviour.work >= 0:
-        raise InvalidInput("behaviour.work", "must not be negative")
+    check_behaviour(behaviour)
     return behaviour
 
 
