@@ -154,6 +154,7 @@ class Rounds:
     ends_s: float = -np.inf
     """When the round ends; infinite: nobody runs."""
     _jobs: _Jobs = field(init=False)
+    _left_after: dict[int, float] = field(default_factory=dict)  # by job that has a turn
     _type_s: Array = field(init=False)
     _ended_s: float | None = None
     _solved_at_s: float = 0.0
@@ -185,15 +186,12 @@ class Rounds:
 
     def left_after(self, number: int) -> float | None:
         """Return the steps that a job will have left when the round ends; None: no turn."""
-        row = int(np.searchsorted(self._jobs.number, number))
-        is_known = row < len(self._jobs.number) and self._jobs.number[row] == number
-        if not is_known or self._jobs.on_type[row] == NOWHERE:
-            return None
-        return float(self._jobs.left[row] - self._jobs.steps[row])
+        return self._left_after.get(number)
 
     def stop(self) -> None:
         """Let nobody have a turn any more."""
         self._jobs.on_type[:] = NOWHERE
+        self._left_after = {}
 
     def next_round(
         self, now_s: float, live: Ints, meet: Callable[[list[int]], list[NewJob]]
@@ -245,13 +243,15 @@ class Rounds:
         jobs = self._jobs
         self._serve(self._types_in_turn())
         runs = np.flatnonzero(jobs.on_type != NOWHERE)
-        self.began_s, self.ends_s = now_s, np.inf
+        self.began_s, self.ends_s, self._left_after = now_s, np.inf, {}
         if len(runs):
             speeds = jobs.speeds[runs, jobs.on_type[runs]]
             n_rounds = self._n_alike(now_s)
             steps = np.floor(speeds * ROUND_S + ROUNDING) * n_rounds
             steps = np.minimum(steps, jobs.left[runs])
             jobs.steps[runs] = steps
+            left = (jobs.left[runs] - steps).tolist()
+            self._left_after = dict(zip(jobs.number[runs].tolist(), left, strict=True))
             jobs.until_s[runs] = now_s + steps / speeds
             self.ends_s = float(jobs.until_s[runs].max())
             self.n_rounds += n_rounds
