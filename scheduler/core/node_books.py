@@ -181,17 +181,19 @@ class NodeBooks:
         self.n_tasks += sign
         if devices:
             milli, memory_mib = capacity.per_device(shape, self.device_memory_mib)
+            milli, memory_mib = sign * milli, sign * memory_mib
             self.n_by_width[capacity.width_of(shape)] += sign
             used, memory_free = self.device_used, self.device_memory_free
-            left, is_healthy = self.device_free, self.is_healthy
+            left, is_healthy, n_whole = self.device_free, self.is_healthy, self.n_whole
             for device in devices:
-                used[device] += sign * milli
-                memory_free[device] -= sign * memory_mib
+                used[device] = taken = used[device] + milli
+                memory_free[device] -= memory_mib
                 if is_healthy[device]:
-                    was_whole = left[device] == MILLI
-                    left[device] = max(MILLI - used[device], 0)
-                    self.n_whole += (left[device] == MILLI) - was_whole
-            self.most_milli = MILLI if self.n_whole else max(left)
+                    had, has = left[device], MILLI - taken if taken < MILLI else 0
+                    left[device] = has
+                    n_whole += (has == MILLI) - (had == MILLI)
+            self.n_whole = n_whole
+            self.most_milli = MILLI if n_whole else max(left)
 
     def lower_to(self, other: "NodeBooks") -> None:
         """Offer at most what the other books of the node offer."""
