@@ -8,6 +8,7 @@ import pytest
 from policies.fragmentation import FragmentationGradient, Workload
 from policies.scoring import best_fit
 from scheduler.core import capacity
+from scheduler.core.draft import Space
 from scheduler.core.model import Gpu, Node, NodeName, Shape
 from scheduler.core.node_books import NodeBooks
 from simulator.reproduction.fgd import columns
@@ -57,3 +58,19 @@ def test_books_and_columns_agree_after_every_booking(seed: int) -> None:
         assert list(books.device_free) == nodes.device_free[0].tolist()
         assert books.device_memory_free == nodes.device_memory_free[0].tolist()
         assert books.n_by_width == nodes.n_by_width[0].tolist()
+
+
+def test_what_is_booked_twice_takes_nothing_from_other_devices() -> None:
+    gpus = tuple(Gpu(uuid=str(i), memory_mib=40_960) for i in range(3))
+    node = Node(
+        name=NodeName("n"), cpu_milli=64_000, memory_mib=1000, gpu_type="A100", gpus=gpus
+    )
+    space = Space(columns([node]), best_fit)
+    whole, half = Shape(gpus=1, cpu_milli=1), Shape(gpu_milli=500, cpu_milli=1)
+    for _ in range(2):  # as places are that are promised until somebody else has them
+        space.take(0, whole, (0,))
+    assert space.room(half) == 4
+    assert space.copies_among(half, np.ones((1, 3), np.bool_)).tolist() == [4]
+    for _ in range(4):
+        assert space.place(half) is not None
+    assert space.place(half) is None

@@ -295,7 +295,9 @@ class Space:
         if shape.gpu_milli:
             per_device = self.nodes.device_free[rows] // shape.gpu_milli
             memory_mib = self._memory_mib(shape, rows)
-            in_memory = self.nodes.device_memory_free[rows] // np.maximum(memory_mib, 1)
+            # Less than none is free where two tasks are booked on a device that one must leave.
+            free_mib = np.maximum(self.nodes.device_memory_free[rows], 0)
+            in_memory = free_mib // np.maximum(memory_mib, 1)
             per_device = np.where(memory_mib, np.minimum(per_device, in_memory), per_device)
             if devices is not None:
                 per_device = np.where(devices[rows], per_device, 0)

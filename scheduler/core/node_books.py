@@ -150,7 +150,8 @@ class NodeBooks:
             n_fractions = 0
             for left, left_mib in zip(self.device_free, self.device_memory_free, strict=True):
                 n_here = left // milli
-                n_fractions += min(n_here, left_mib // memory_mib) if memory_mib else n_here
+                n_in_memory = max(left_mib, 0) // memory_mib if memory_mib else n_here
+                n_fractions += min(n_here, n_in_memory)
             copies = min(copies, n_fractions)
         return copies
 
