@@ -480,8 +480,10 @@ class Space:
     def _refresh(self, known: _Candidates, rows: Rows) -> None:
         shape = known.shape
         known.best = -1
-        fits = (self.nodes.free[rows] >= known.need).all(axis=1)
-        fits &= known.allowed[rows]
+        free = self.nodes.free
+        fits = known.allowed[rows]
+        for column, need in enumerate(known.need.tolist()):
+            fits &= free[rows, column] >= need
         if shape.gpu_milli:
             fits &= self._has_fraction(shape, rows)
         known.score[rows] = NO

@@ -130,7 +130,8 @@ class HeldTasks:
         at = self._free(len(tasks))
         slots = self._slots
         slots.job[at] = np.repeat(np.array(rows, np.int64), n_tasks)
-        slots.place[at] = [place for n_here in n_tasks for place in range(n_here)]
+        firsts = np.cumsum([0, *n_tasks])[:-1]
+        slots.place[at] = np.arange(len(tasks)) - np.repeat(firsts, n_tasks)
         slots.node[at] = [row_of[task.node] for task in tasks]
         self._fill(at, _held(snapshot, slots.job[at], tasks, slots.node[at]))
 
