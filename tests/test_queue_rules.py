@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from cluster_testing import Cluster
+from cluster_testing import Cluster, role_of
 from test_queue_tree import cluster_of
 
+from policies.scoring import best_fit
+from scheduler.core.books import Books
 from scheduler.core.events import JobsSubmitted, QueuePut, QueueStateSet
 from scheduler.core.model import (
     JobPhase,
@@ -16,7 +18,10 @@ from scheduler.core.model import (
     Role,
     StopCause,
 )
+from scheduler.core.placement import Want
 from scheduler.core.plan import Accepted, Refusal
+from scheduler.core.quotas import Quotas
+from scheduler.core.reclaim import hold_admitted
 
 
 def set_state(cluster: Cluster, name: str, **state: bool) -> Accepted:
@@ -215,3 +220,22 @@ def test_a_role_is_whole_unless_it_says_otherwise() -> None:
     assert (role.min_count, role.max_count) == (3, 3)
     assert replace(role, min_count=0, max_count=5).min_count == 0
     assert Role(name="w", launch=role.launch).min_count == 1
+
+
+def test_places_are_held_for_what_a_gang_needs_if_a_limit_keeps_the_rest_elsewhere() -> None:
+    cluster = Cluster("fifo")
+    cluster.add_node("h", gpus=4, gpu_type="H100")
+    cluster.add_node("a", gpus=4, gpu_type="A100")
+    cluster.put_queue("q", limit=(("gpu_milli:A100", 2000),))
+    cluster.submit("other", gpus=4, gpu_types=("H100",))
+    cluster.settle()
+    role = role_of(tasks=4, min_tasks=2, gpus=1)
+    cluster.submit("gang", role, queue="q")
+    snapshot = cluster.snapshot()
+    draft, quotas = Books().draft_of(snapshot, best_fit, ()), Quotas(snapshot)
+    draft.open_later()
+    (row,) = snapshot.waiting_rows().tolist()
+    # Within the limit are two tasks on the one type, or all on the other, which is full.
+    wants = (Want("worker", role.shape, must=(0, 1), may=(2, 3)),)
+    members = hold_admitted(draft, quotas, row, wants)
+    assert [snapshot.nodes.nodes[member.spot.row].name for member in members] == ["a", "a"]

@@ -112,7 +112,7 @@ class Reclaim:
             for gone in self._tries(search, claim, allowed, by_policy):
                 if gone:
                     draft.note_ends((victim.row, victim.tasks) for victim in gone)
-                    return Room(gone, self._hold(row, asked), need)
+                    return Room(gone, hold_admitted(draft, quotas, row, asked), need)
         return None
 
     def _tries(
@@ -143,18 +143,29 @@ class Reclaim:
         is_met = any(queue_of[promise.row] != queue_of[row] for promise in self._draft.promises)
         return quotas.tree.has_shares and is_met and quotas.rank(row) == OWED_NOTHING_AT_ALL
 
-    def _hold(self, row: int, wants: tuple[Want, ...]) -> list[Member]:
-        admitted = self._quotas.admit(row, wants, is_now=False)
-        assert not isinstance(admitted, Excess)
-        members = hold_later(self._draft, row, admitted)
-        assert not isinstance(members, Shortfall)
-        self._quotas.book(row, members, is_now=False)
-        return members
-
     def _known(self) -> "_Table":
         if self._table is None:
             self._table = _Table(self._draft, self._fair_game)
         return self._table
+
+
+def hold_admitted(
+    draft: Draft, quotas: Quotas, row: int, wants: tuple[Want, ...]
+) -> list[Member]:
+    """Hold places for a gang for which there is room by now, as far as its queue may have it.
+
+    With more tasks than it needs it may have to keep to types that have no room even for those.
+    """
+    members: list[Member] | Shortfall | None = None
+    for asked in (wants, least_of(wants)):
+        admitted = quotas.admit(row, asked, is_now=False)
+        if not isinstance(admitted, Excess):
+            members = hold_later(draft, row, admitted)
+            if not isinstance(members, Shortfall):
+                break
+    assert isinstance(members, list)
+    quotas.book(row, members, is_now=False)
+    return members
 
 
 class _Table:

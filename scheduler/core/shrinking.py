@@ -22,7 +22,7 @@ from scheduler.core.model import JobKind, Task, TaskPhase
 from scheduler.core.placement import Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
 from scheduler.core.quotas import Claim, Excess, Quotas, least_of
-from scheduler.core.reclaim import MOST_TRIES, Room, of_type
+from scheduler.core.reclaim import MOST_TRIES, Room, hold_admitted, of_type
 from scheduler.core.snapshot import BoolColumn, Rows
 from scheduler.core.spares import Spares, width_of
 
@@ -250,14 +250,10 @@ class Shrinking:
         self, row: int, wants: tuple[Want, ...], taken: dict[int, list[Task]]
     ) -> dict[int, Cut]:
         self.draft.note_ends(taken.items())
-        admitted: tuple[Want, ...] | Excess = wants
         if self._quotas is not None:
-            admitted = self._quotas.admit(row, wants, is_now=False)
-        assert not isinstance(admitted, Excess)
-        members = hold_later(self.draft, row, admitted)
-        assert not isinstance(members, Shortfall)
-        if self._quotas is not None:
-            self._quotas.book(row, members, is_now=False)
+            hold_admitted(self.draft, self._quotas, row, wants)
+        else:
+            assert not isinstance(hold_later(self.draft, row, wants), Shortfall)
         return self._note(taken)
 
     def _note(self, taken: dict[int, list[Task]]) -> dict[int, Cut]:
