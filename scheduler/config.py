@@ -17,7 +17,6 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     StringConstraints,
@@ -39,6 +38,7 @@ from scheduler.core.model import (
     Taint,
     TaintEffect,
 )
+from scheduler.quantities import MOST
 from scheduler.yaml_source import InvalidSource, Problem, load_yaml_with_lines, validated
 
 DEFAULT_LISTEN = "127.0.0.1:7070"
@@ -122,11 +122,11 @@ class NodeConfig(_Section):
 
     name: Name
     count: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    cpus: PositiveFloat = 1.0
-    memory_mib: NonNegativeInt = 4 * _MIB_PER_GIB
+    cpus: Annotated[float, Field(gt=0.0, le=MOST // MILLI)] = 1.0
+    memory_mib: Annotated[int, Field(ge=0, le=MOST)] = 4 * _MIB_PER_GIB
     gpus: Annotated[int, Field(ge=0, le=64)] = 0
     gpu_type: str = ""
-    gpu_memory_mib: NonNegativeInt = 0
+    gpu_memory_mib: Annotated[int, Field(ge=0, le=MOST)] = 0
     gpu_uuids: tuple[str, ...] = ()  # of real devices; empty: logical ones
     labels: Mapping[str, str] = {}
     taints: tuple[TaintConfig, ...] = ()

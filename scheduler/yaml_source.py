@@ -85,8 +85,11 @@ def validated(
         return model.model_validate(data, context=context)
     except ValidationError as error:
         names = sorted(_field_names(model))
+        found = error.errors()
         raise InvalidSource(
-            lines.problem(details["loc"], _rule(details, names)) for details in error.errors()
+            lines.problem(details["loc"], _rule(details, names))
+            for details in found
+            if not _follows(details, found)
         ) from error
 
 
@@ -198,6 +201,14 @@ def _syntax_problem(error: yaml.MarkedYAMLError, source: str) -> Problem:
 
 def _file_problem(source: str, rule: str) -> Problem:
     return Problem(source=source, line=0, field="", rule=rule)
+
+
+def _follows(error: ErrorDetails, found: list[ErrorDetails]) -> bool:
+    """Return whether a list is told to be too short because of a mistake in an item of it."""
+    loc = error["loc"]
+    return error["type"] == "too_short" and any(
+        len(other["loc"]) > len(loc) and other["loc"][: len(loc)] == loc for other in found
+    )
 
 
 def _rule(error: ErrorDetails, known_fields: list[str]) -> str:

@@ -54,11 +54,12 @@ def _duration(value: object) -> object:
 
 AmountsField = Annotated[Amounts, BeforeValidator(_amounts)]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0.0, allow_inf_nan=False)]
+Watts = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 QueueNameField = Annotated[Name, AfterValidator(QueueName)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ChangeConfig(_Section):
@@ -91,9 +92,9 @@ class PoolConfig(NodeConfig):
     changes: tuple[ChangeConfig, ...] = ()
     shortages: tuple[ShortageConfig, ...] = ()
     nodes_per_rack: NonNegativeInt = 0
-    node_w: Annotated[float, Field(ge=0.0)] = 0.0
-    gpu_idle_w: PositiveFloat | None = None
-    gpu_busy_w: PositiveFloat | None = None
+    node_w: Watts = 0.0
+    gpu_idle_w: Annotated[Watts, Field(gt=0.0)] | None = None
+    gpu_busy_w: Annotated[Watts, Field(gt=0.0)] | None = None
 
     @model_validator(mode="after")
     def _pool_agrees(self) -> Self:
@@ -201,5 +202,14 @@ def parse_cluster(text: str, source: str) -> SimulatedCluster:
     config = validated(ClusterConfig, data, lines=lines)
     return SimulatedCluster(
         pools=tuple(pool.as_pool() for pool in config.pools),
-        queues=tuple(queue.as_queue() for queue in config.queues),
+        queues=_parents_first([queue.as_queue() for queue in config.queues]),
     )
+
+
+def _parents_first(queues: list[Queue]) -> tuple[Queue, ...]:
+    """Return the queues, each after its parent, else as they stand in the file."""
+    ordered: list[Queue] = []
+    while ready := [q for q in queues if q.parent not in {other.name for other in queues}]:
+        ordered += ready
+        queues = [queue for queue in queues if queue not in ready]
+    return (*ordered, *queues)  # those that are left are in a circle, which is refused later

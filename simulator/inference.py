@@ -185,7 +185,8 @@ def _servers(service: Service, replicas: Replicas, edges: Floats, at: Ints) -> _
     known = {speed.gpu_type for speed in service.speeds}
     if unknown := sorted(set(replicas.n_ready) - known):
         raise InvalidInput(
-            "speeds", f"{replicas.name} has replicas on {unknown[0] or 'no GPU'}"
+            f"service {replicas.name}: replicas",
+            f"some are on {unknown[0] or 'no GPU'}, of which nobody said how fast they are",
         )
     count = np.array([_count(replicas, speed, edges) for speed in service.speeds])
     times = [_times(service, speed, at) for speed in service.speeds]

@@ -27,6 +27,8 @@ COLUMNS = (
     "spot",
 )
 _MIB_PER_GIB = 1024
+_MOST_GPUS = 64  # of a node, as in a cluster file
+_MOST = 1_000_000  # of anything else
 
 
 class PriceError(TraceError):
@@ -66,7 +68,7 @@ def load_prices(path: Path | None) -> list[Offer]:
         if path is None:
             text = files("simulator").joinpath("data", "prices.csv").read_text(encoding="utf-8")
         else:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # as spreadsheets write it
     except (OSError, UnicodeDecodeError) as error:
         raise PriceError(f"cannot be read: {error}", path=shown) from error
     return parse_prices(text.splitlines(), shown)
@@ -74,20 +76,20 @@ def load_prices(path: Path | None) -> list[Offer]:
 
 def parse_prices(lines: Sequence[str], path: Path) -> list[Offer]:
     """Return the offers of a list; `path` is how mistakes name it."""
-    reader = csv.DictReader(lines)
+    reader = csv.DictReader(lines, skipinitialspace=True)
     if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
         raise PriceError("there is no such column", path=path, line=1, column=missing[0])
-    offers = [_Row(row, path, reader.line_num).offer() for row in reader]
-    seen: set[str] = set()
-    for number, offer in enumerate(offers):
-        if offer.name in seen:
+    offers: dict[str, Offer] = {}
+    for row in reader:
+        offer = _Row(row, path, reader.line_num).offer()
+        if offer.name in offers:
             raise PriceError(
-                f"{offer.name} is listed twice", path=path, line=number + 2, column="pool"
+                f"{offer.name} is listed twice", path=path, line=reader.line_num, column="pool"
             )
-        seen.add(offer.name)
+        offers[offer.name] = offer
     if not offers:
         raise PriceError("lists nothing", path=path)
-    return offers
+    return list(offers.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class _Row:
         name = self.values["pool"]
         if not name:
             raise self._error("pool", "must be given")
-        n_gpus = round(self._number("gpus"))
+        n_gpus = self._n_gpus()
         memory_mib = round(self._number("gpu_memory_gib") * _MIB_PER_GIB) if n_gpus else 0
         if n_gpus and not self.values["gpu_type"]:
             raise self._error("gpu_type", "must be given for machines with GPUs")
@@ -114,6 +116,12 @@ class _Row:
         )
         return Offer(name=name, like=like, is_spot=self._is_spot())
 
+    def _n_gpus(self) -> int:
+        number = self._number("gpus")
+        if number != int(number) or number > _MOST_GPUS:
+            raise self._error("gpus", f"{number:g} must be a whole number up to {_MOST_GPUS}")
+        return int(number)
+
     def _number(self, column: str) -> float:
         text = self.values[column] or ""
         try:
@@ -122,6 +130,8 @@ class _Row:
             raise self._error(column, f"{text!r} is not a number") from None
         if not (math.isfinite(value) and value >= 0):
             raise self._error(column, f"{text} must be finite and not negative")
+        if value > _MOST:
+            raise self._error(column, f"{text} must be at most {_MOST:,}")
         return value
 
     def _is_spot(self) -> bool:

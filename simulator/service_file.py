@@ -14,13 +14,13 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
 from scheduler.core.model import MILLI, JobKind, JobSpec, QueueName, Role, Shape
+from scheduler.quantities import MOST
 from scheduler.yaml_source import InvalidSource, Problem, load_yaml_with_lines, validated
 from simulator.cluster_file import Seconds
 from simulator.inference import ReplicaSpeed, Service
@@ -54,7 +54,7 @@ def beginning_at(offered: Iterable[Offered], at_s: float) -> tuple[Offered, ...]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TokensConfig(_Section):
@@ -98,15 +98,15 @@ class ReplicaConfig(_Section):
 class SubmitConfig(_Section):
     """The job that is submitted for a service."""
 
-    replicas: PositiveInt = 1
+    replicas: Annotated[int, Field(ge=1, le=100_000)] = 1
     min_replicas: PositiveInt = 1
-    gpus: NonNegativeInt = 0  # of each replica
+    gpus: Annotated[int, Field(ge=0, le=100_000)] = 0  # of each replica
     gpu_milli: Annotated[int, Field(ge=0, lt=MILLI)] = 0
-    cpus: PositiveFloat = 1.0
-    memory_mib: NonNegativeInt = 0
+    cpus: Annotated[float, Field(gt=0.0, le=100_000)] = 1.0
+    memory_mib: Annotated[int, Field(ge=0, le=MOST)] = 0
     gpu_types: tuple[str, ...] = ()
     queue: str = "default"
-    priority: int = 0
+    priority: Annotated[int, Field(ge=-MOST, le=MOST)] = 0
     startup_s: Seconds = 0.0
 
     @model_validator(mode="after")
@@ -124,7 +124,9 @@ class ServiceConfig(_Section):
     job: Annotated[str, Field(min_length=1)]  # its key
     trace: str = ""  # of requests: a path, from this file's folder
     models: tuple[str, ...] = ()  # of a trace of many
-    every_s: Seconds = 600.0  # intervals of a trace of single requests
+    every_s: Annotated[Seconds, Field(gt=0.0)] = (
+        600.0  # intervals of a trace of single requests
+    )
     profile: ProfileConfig | None = None
     tokens: TokensConfig = TokensConfig()
     scale: PositiveFloat = 1.0

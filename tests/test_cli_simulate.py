@@ -212,6 +212,15 @@ def test_mistakes_are_told(files: Path, words: tuple[str, ...], told: str):
     assert "bug in lepton" not in result.stderr
 
 
+def test_an_out_that_cannot_be_is_told_before_anything_runs(files: Path):
+    out = files / "jobs.jsonl" / "report"
+
+    result = simulated(files, "--trace", str(files / "nowhere.jsonl"), "--out", str(out))
+
+    assert result.exit_code == 64
+    assert f"--out {out}: {files / 'jobs.jsonl'} is not a folder" in result.stderr
+
+
 def test_a_preset_needs_an_end():
     result = lepton("simulate", "--cluster", "1x8xT4", "--preset", "philly")
 

@@ -83,9 +83,23 @@ def test_a_run_on_it_waits_for_the_shortage_to_pass() -> None:
         ("until_s: 9000", "until_s: 90", "shortages[0]: until_s must be after from_s"),
         ("name: spot", "name: h100", "pools: h100 is declared twice"),
         ("spot: true", "pool: x", "pool must not be given"),
+        ("cpus: 96", "cpus: .inf", "c.yaml:7: pools[0].cpus: should be "),
+        ("node_w: 400", "node_w: .inf", "pools[1].node_w: should be a finite number"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(old: str, new: str, message: str) -> None:
     with pytest.raises(InvalidSource) as caught:
         parse_cluster(FILE.replace(old, new), "c.yaml")
     assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_queues_may_stand_before_their_parents() -> None:
+    pools = "pools: [{name: a}]\n"
+    text = "queues: [{name: c, parent: b}, {name: x}, {name: b, parent: a}, {name: a}]\n"
+
+    cluster = parse_cluster(pools + text, "c.yaml")
+
+    assert [queue.name for queue in cluster.queues] == ["x", "a", "b", "c"]
+    circle = "queues: [{name: a, parent: b}, {name: b, parent: a}]\n"
+    assert len(parse_cluster(pools + circle, "c.yaml").queues) == 2

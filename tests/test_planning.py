@@ -134,6 +134,13 @@ def test_the_list_that_comes_along_can_be_read():
         ([HEADER, "a,T4,1,16,4,16,1,maybe,"], "p.csv:2: spot: 'maybe' must be yes or no"),
         ([HEADER, ",T4,1,16,4,16,1,no,"], "p.csv:2: pool: must be given"),
         ([HEADER, *["a,T4,1,16,4,16,1,no,"] * 2], "p.csv:3: pool: a is listed twice"),
+        (
+            [HEADER, "a,T4,1,16,4,16,1,no,", "", "a,T4,1,16,4,16,1,no,"],
+            "p.csv:4: pool: a is listed twice",
+        ),
+        ([HEADER, "a,T4,1.5,16,4,16,1,no,"], "p.csv:2: gpus: 1.5 must be a whole number"),
+        ([HEADER, "a,T4,1000,16,4,16,1,no,"], "p.csv:2: gpus: 1000 must be a whole number"),
+        ([HEADER, "a,T4,1,16,4,16,1e300,no,"], "p.csv:2: usd_per_h: 1e300 must be at most"),
         (["pool,gpus"], "p.csv:1: gpu_type: there is no such column"),
         ([HEADER], "p.csv: lists nothing"),
     ],
@@ -142,6 +149,16 @@ def test_mistakes_in_prices_are_told_by_line_and_column(rows: list[str], told: s
     with pytest.raises(PriceError) as error:
         parse_prices(rows, Path("p.csv"))
     assert str(error.value).startswith(told)
+
+
+def test_prices_may_come_from_a_spreadsheet(tmp_path):
+    path = tmp_path / "p.csv"
+    text = f"{HEADER}\r\na,T4,1,16,4,16,1,no,\r\n".replace(",", ", ")
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+
+    [offer] = load_prices(path)
+
+    assert (offer.name, offer.like.gpu_type, offer.is_spot) == ("a", "T4", False)
 
 
 # The programs

@@ -68,6 +68,18 @@ def test_a_trace_is_found_beside_the_file(tmp_path):
             "give one of trace and profile",
         ),
         ("services:\n  - job: a\n    targets: 1\n", "services[0].targets"),
+        (
+            "services:\n  - job: a\n    target_s: 1\n    profile: {rate_per_s: .inf}\n",
+            "services[0].profile.rate_per_s: should be a finite number",
+        ),
+        (
+            "services:\n  - job: a\n    target_s: 1\n    trace: a.csv\n    every_s: 0\n",
+            "services[0].every_s: should be greater than 0",
+        ),
+        (
+            "services:\n  - job: a\n    target_s: 1\n    submit: {cpus: .inf}\n",
+            "services[0].submit.cpus: should be ",
+        ),
     ],
 )
 def test_mistakes_are_told_by_line(tmp_path, text, what):
@@ -116,6 +128,20 @@ def test_what_ships_runs_from_the_command_line_without_downloads():
     assert chat["name"] == "chat"
     assert chat["n_requests"] > 1000
     assert 0.5 < chat["within_target"] < 1.0
+
+
+def test_a_service_that_the_trace_does_not_have_is_told(tmp_path):
+    services = written(
+        tmp_path,
+        "services:\n  - job: caht\n    target_s: 2\n    profile: {rate_per_s: 1}\n"
+        "    replicas: [{prompt_tokens_per_s: 10, output_tokens_per_s: 10}]\n",
+    )
+    result = lepton(
+        "simulate", "--cluster", "1x8xA100", "--preset", "pai", "--jobs", "5",
+        "--estimates", "0", "--services", str(services),
+    )  # fmt: skip
+    assert result.exit_code == 0
+    assert "1 of 1 services are no service of the trace (of caht)" in result.stderr
 
 
 def test_the_machines_of_a_trace_are_a_cluster(tmp_path):

@@ -55,6 +55,7 @@ def replay(
     from simulator.report import summarised
 
     with sim.clear_errors(), _export(journal) as path:
+        sim.check_out(out)
         where = sim.read_where(engine, address, workers)
         policies = sim.read_policies(asked)
         recording, run = read_recorded(path, journal.name)

@@ -83,6 +83,7 @@ def simulate(
     from simulator.comparison import compared
 
     with sim.clear_errors():
+        sim.check_out(out)
         where = sim.read_where(engine, address, workers)
         policies = sim.read_policies(asked)
         source, settings = sim.read_source(asked), sim.read_settings(asked)
@@ -111,6 +112,7 @@ def simulate(
             write(comparison, given, out, with_page=page)
         show(comparison, given, output)
         sim.note_what_is_odd(summaries)
+        sim.note_who_is_missing(offered, summaries)
         if preset and estimates is None:
             sim.note_who_guesses(policies)
 

@@ -4,6 +4,7 @@ Imported by a verb when it runs; brings numpy along.
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -247,6 +248,18 @@ def _told(bar: Callable[..., None], total: float, n_cases: int) -> Callable[[Adv
     return report
 
 
+def check_out(folder: Path | None) -> None:
+    """Refuse a folder that cannot be written to: rather now than after an hour."""
+    if folder is None:
+        return
+    path = folder.absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir():
+        raise CommandError(f"--out {folder}: {there} is not a folder", code=ExitCode.USAGE)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CommandError(f"--out {folder}: {there} must not be written to")
+
+
 def write_all(folder: Path, texts: Mapping[str, str]) -> None:
     """Write files into a folder, and say so."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -267,6 +280,17 @@ def note_what_is_odd(summaries: Sequence[Summary]) -> None:
         if never:
             jobs = sum(run.figures["n_jobs"] for run in runs)
             note(f"{policy}: {never:,.0f} of {jobs:,.0f} jobs never started.")
+
+
+def note_who_is_missing(offered: Sequence[Offered], summaries: Sequence[Summary]) -> None:
+    """Tell of services that are jobs of the trace, where it has no such job."""
+    n_met = min(len(summary.services) for summary in summaries)
+    if n_met < len(offered):
+        keys = ", ".join(one.key for one in offered if one.job is None)
+        note(
+            f"{len(offered) - n_met} of {len(offered)} services are no service of the trace"
+            f" (of {keys}), and have no figures. `submit:` says what to submit for one."
+        )
 
 
 def note_who_guesses(policies: Sequence[Deciding]) -> None:
