@@ -43,6 +43,7 @@ _RULE = (
     "write for example `p95 wait < 10m in research`, `mean jct < 4h`,"
     " `99.9% of chat within latency` or `95% of jobs within deadline`"
 )
+_OF_DEADLINES = {"deadlines_met", "tardiness_mean_s"}
 _EVERYTHING = {"inference", "requests", "services"}
 _EVERY_JOB = {"jobs", "all"}
 
@@ -104,6 +105,10 @@ def check_goals(goals: list[Goal], summary: Summary) -> None:
             raise InvalidInput(f"goal {goal.text!r}", rule)
         if goal.figure == "within_target" and not services:
             raise InvalidInput(f"goal {goal.text!r}", "there are no services (--services)")
+        if goal.figure in _OF_DEADLINES:
+            of = summary.groups["queue"][goal.queue] if goal.queue else summary.figures
+            if not of["n_deadlines"] and of["n_ended"] == of["n_jobs"]:
+                raise InvalidInput(f"goal {goal.text!r}", "no job has a deadline")
 
 
 def _goal(text: str) -> Goal:
@@ -155,9 +160,11 @@ def _amount(words: str, text: str, unit: str) -> float:
     try:
         if unit == "s":
             return parse_duration_s(re.sub(r"\bmin\b|(?<=\d)min\b", "m", text).replace(" ", ""))
-        if text.endswith("%"):
-            return float(text.removesuffix("%")) / 100.0
-        return float(text)
+        is_percent = text.endswith("%")
+        amount = float(text.removesuffix("%")) / 100.0 if is_percent else float(text)
     except ValueError as error:
         told = str(error) if unit == "s" else f"{text!r} is not an amount of {unit}"
         raise InvalidInput(f"goal {words!r}", told) from None
+    if unit == "share" and amount > 1.0:
+        raise InvalidInput(f"goal {words!r}", f"{text} is more than all: write 60% or 0.6")
+    return amount

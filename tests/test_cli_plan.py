@@ -110,6 +110,13 @@ def test_what_is_owned_counts(files: Path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (("--goal", "p99 wait < 1s", "--max-gpus", "0.5"), "no job in it asks for GPUs"),
+        (
+            ("--goal", "p99 wait < 1s", "--pool", "big=1..2", "--pool", "big=0..3"),
+            "--pool big: is given twice",
+        ),
+        (("--goal", "lost_share < 5"), "5 is more than all: write 60% or 0.6"),
+        (("--goal", "95% of jobs within deadline"), "no job has a deadline"),
         (("--goal", "fast"), "write for example"),
         (("--goal", "p95 wait < 1h in nowhere"), "no job is in queue nowhere"),
         (("--goal", "99% of chat within latency"), "there is no service chat"),

@@ -118,6 +118,7 @@ def plan(
     from simulator.report_files import plain
 
     with sim.clear_errors():
+        sim.check_out(out)
         goals = [found for text in goal for found in parse_goals(text)]
         if preset and not scale_to:
             raise CommandError(
@@ -175,6 +176,11 @@ def _planned(asked: dict[str, Any], goals: "Sequence[Goal]", where: "Where") -> 
         cluster=owned, source=source, deciding=choice, settings=settings, services=offered
     )
     demand = demand_of(jobs_of(bare), offers, owned_gpus=n_gpus_by_type(owned))
+    if not demand.classes:
+        raise CommandError(
+            f"trace: {source.name}: no job in it asks for GPUs, or none is left",
+            code=ExitCode.USAGE,
+        )
     if (impossible := demand.impossible()) and not owned.pools:
         raise CommandError(
             f"{sum(c.n_jobs for c in impossible)} jobs, of queue {impossible[0].queue} and"
@@ -273,6 +279,11 @@ def _offers(asked: dict[str, Any], *, taken: set[str]) -> "list[Offer]":
         ]
     else:
         found = [_named(text, listed, asked["most"]) for text in dict.fromkeys(asked["pool"])]
+        names = [offer.name for offer in found]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise CommandError(
+                f"--pool {twice[0]}: is given twice, with other bounds", code=ExitCode.USAGE
+            )
     if clash := sorted({offer.name for offer in found} & taken):
         raise CommandError(
             f"{clash[0]} is the name of a pool that is there and of one that may be bought",
