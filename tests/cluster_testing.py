@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from policies.registry import policy_named
+from scheduler.core import capacity
 from scheduler.core.cycle import decide, dry_run, explain
 from scheduler.core.dump import Dump
 from scheduler.core.engine import Engine
@@ -552,3 +553,27 @@ def assert_same_columns(table: NodeColumns | object, columns: Mapping[str, objec
             np.testing.assert_array_equal(now, value, err_msg=name)
         else:
             assert now == value, name
+
+
+def take(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
+    """Book one task on a node, column by column."""
+    _book(nodes, row, shape, devices, 1)
+
+
+def give(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
+    """Undo `take`."""
+    _book(nodes, row, shape, devices, -1)
+
+
+def _book(
+    nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...], sign: int
+) -> None:
+    nodes.free[row, CPU] -= sign * shape.cpu_milli
+    nodes.free[row, MEMORY] -= sign * shape.memory_mib
+    nodes.n_tasks[row] += sign
+    if devices:
+        milli, memory_mib = capacity.per_device(shape, int(nodes.device_memory_mib[row]))
+        nodes.n_by_width[row, capacity.width_of(shape)] += sign
+        nodes.device_used[row, list(devices)] += sign * milli
+        nodes.device_memory_free[row, list(devices)] -= sign * memory_mib
+        capacity.count_devices(nodes, row)

@@ -8,7 +8,7 @@ from statistics import mean
 import numpy as np
 import pytest
 from backfill_testing import Life, policy_with, random_works
-from cluster_testing import Cluster, assert_same_columns, columns_of, role_of
+from cluster_testing import Cluster, assert_same_columns, columns_of, give, role_of
 
 from scheduler.core import capacity
 from scheduler.core.cycle import expected_start, n_ahead
@@ -549,7 +549,7 @@ def test_many_ends_at_once_are_booked_as_one_by_one(seed: int) -> None:
     n_gone = len(tasks) // 2
     one_by_one, at_once = snapshot.nodes.for_draft(), snapshot.nodes.for_draft()
     for place in tasks[:n_gone]:
-        capacity.give(one_by_one, *place)
+        give(one_by_one, *place)
     shapes = list(dict.fromkeys(shape for _, shape, _ in tasks))
     columns = capacity.tasks_of(
         snapshot.nodes,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cluster_testing import Cluster, node_of
+from cluster_testing import Cluster, node_of, take
 
 from policies.fragmentation import FragmentationGradient, Workload, fgd, workload_of
 from policies.packing import best_fill, fraction_prices, lepton_packing
@@ -89,7 +89,7 @@ def placed(nodes: NodeColumns, row: int, shape: Shape, device: int) -> NodeColum
     after = nodes.for_draft()
     devices = (device,) if shape.gpu_milli else capacity.choose_devices(after, row, shape)
     assert devices is not None
-    capacity.take(after, row, shape, devices)
+    take(after, row, shape, devices)
     return after
 
 
@@ -139,13 +139,13 @@ class TestFragmentation:
     def test_a_device_without_the_memory_is_no_choice(self) -> None:
         nodes = columns([node_of("n", gpus=2, gpu_memory_mib=1000)])
         full = Shape(cpu_milli=0, gpu_milli=300, gpu_memory_mib=900)
-        capacity.take(nodes, 0, full, (0,))
+        take(nodes, 0, full, (0,))
         wanted = Shape(cpu_milli=0, gpu_milli=300, gpu_memory_mib=500)
         for score in (fgd(nodes, WORKLOAD), lepton_packing(nodes, WORKLOAD)):
             assert score.choose_devices(nodes, 0, wanted) == (1,)
             assert score.choose_devices(nodes, 0, replace(full, gpu_milli=800)) == (1,)
             assert score.choose_devices(nodes, 0, Shape(gpu_milli=999, gpus=0)) == (1,)
-        capacity.take(nodes, 0, full, (1,))
+        take(nodes, 0, full, (1,))
         assert all(
             score.choose_devices(nodes, 0, wanted) is None
             for score in (fgd(nodes, WORKLOAD), lepton_packing(nodes, WORKLOAD))

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from cluster_testing import give, take
 
 from policies.fragmentation import FragmentationGradient, Workload
 from policies.scoring import best_fit
@@ -47,12 +48,12 @@ def test_books_and_columns_agree_after_every_booking(seed: int) -> None:
             assert best_fit.of_node(shape)(books) == best_fit(nodes, shape, row.repeat(2))[0]
             assert fgd.of_node(shape)(books) == fgd(nodes, shape, row)[0]
             assert fgd.devices_on(books, shape) == fgd.choose_devices(nodes, 0, shape)
-            capacity.take(nodes, 0, shape, devices)
+            take(nodes, 0, shape, devices)
             books.take(shape, devices)
             taken.append((shape, devices))
         if taken and draw.random() < 0.4:
             gone = taken.pop(draw.randrange(len(taken)))
-            capacity.give(nodes, 0, *gone)
+            give(nodes, 0, *gone)
             books.give(*gone)
         assert list(books.free) == nodes.free[0].tolist()
         assert list(books.device_free) == nodes.device_free[0].tolist()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cluster_testing import Cluster, node_of
+from cluster_testing import Cluster, node_of, take
 
 from policies import registry
 from policies.circumstances import Health, Price
@@ -131,7 +131,7 @@ def used_columns() -> NodeColumns:
     for row, shape in [(1, ONE), (1, ONE), (2, HALF)]:
         devices = capacity.choose_devices(nodes, row, shape)
         assert devices is not None
-        capacity.take(nodes, row, shape, devices)
+        take(nodes, row, shape, devices)
     return nodes
 
 
@@ -158,7 +158,7 @@ class TestCombination:
             node_of("empty", gpus=4, price_usd_per_h=4.0),
             node_of("used", gpus=4, price_usd_per_h=40.0),
         )
-        capacity.take(nodes, 1, ONE, (0,))
+        take(nodes, 1, ONE, (0,))
         both = {"best-fit": 1.0, "price": 0.01}
         assert best(score_named(both), nodes, ONE) == "used"
         assert best(score_named({**both, "price": 3.0}), nodes, ONE) == "empty"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cluster_testing import Cluster, node_of
+from cluster_testing import Cluster, give, node_of, take
 
 from policies import scoring
 from policies.registry import AIMED_SCORES, SCORES, policy_named, score_named
@@ -32,10 +32,10 @@ def columns(*nodes: Node) -> NodeColumns:
     return engine.snapshot(0.0).nodes
 
 
-def take(nodes: NodeColumns, row: int, shape: Shape) -> None:
+def fill(nodes: NodeColumns, row: int, shape: Shape) -> None:
     devices = capacity.choose_devices(nodes, row, shape)
     assert devices is not None
-    capacity.take(nodes, row, shape, devices)
+    take(nodes, row, shape, devices)
 
 
 def best(score: NodeScore, nodes: NodeColumns, shape: Shape) -> str:
@@ -51,7 +51,7 @@ def points(score: NodeScore, nodes: NodeColumns, shape: Shape) -> list[float]:
 class TestFits:
     def test_best_fit_fills_and_worst_fit_spreads(self) -> None:
         nodes = columns(node_of("empty", gpus=4), node_of("used", gpus=4))
-        take(nodes, 1, TWO)
+        fill(nodes, 1, TWO)
         assert best(best_fit, nodes, ONE) == "used"
         assert best(worst_fit, nodes, ONE) == "empty"
 
@@ -76,28 +76,28 @@ class TestPackingOfGpus:
     def test_shared_devices_then_used_nodes_then_small_ones(self) -> None:
         nodes = columns(*(node_of(name, gpus=n) for name, n in [("a", 8), ("b", 2), ("c", 4)]))
         assert best(scoring.gpu_packing, nodes, HALF) == "b"
-        take(nodes, 0, ONE)
+        fill(nodes, 0, ONE)
         assert points(scoring.gpu_packing, nodes, HALF) == [49, 31, 29]
         assert points(scoring.gpu_packing, nodes, TWO) == [48, 31, 29]
-        take(nodes, 2, HALF)
+        fill(nodes, 2, HALF)
         assert points(scoring.gpu_packing, nodes, HALF) == [49, 31, 95]
         assert points(scoring.gpu_packing, nodes, NO_GPU) == [0, 0, 0]
 
     def test_clusters_are_of_tasks_of_as_many_gpus(self) -> None:
         names = ("alike", "mixed", "empty", "other")
         nodes = columns(*(node_of(name, gpus=8) for name in names))
-        take(nodes, 0, ONE)
-        take(nodes, 1, ONE)
-        take(nodes, 1, HALF)
-        take(nodes, 3, TWO)
+        fill(nodes, 0, ONE)
+        fill(nodes, 1, ONE)
+        fill(nodes, 1, HALF)
+        fill(nodes, 3, TWO)
         assert points(scoring.gpu_clustering, nodes, ONE) == [78, 54, 25, 6]
         assert points(scoring.gpu_clustering, nodes, NO_GPU) == [0, 0, 0, 0]
 
     def test_a_cluster_ends_with_its_last_task(self) -> None:
         nodes = columns(node_of("n", gpus=2))
         before = points(scoring.gpu_clustering, nodes, ONE)
-        capacity.take(nodes, 0, ONE, (0,))
-        capacity.give(nodes, 0, ONE, (0,))
+        take(nodes, 0, ONE, (0,))
+        give(nodes, 0, ONE, (0,))
         assert points(scoring.gpu_clustering, nodes, ONE) == before
 
 

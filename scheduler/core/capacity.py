@@ -1,7 +1,7 @@
-"""Taking resources of a node and giving them back, down to single devices.
+"""What tasks take of nodes, down to single devices: which ones, how much, and of many at once.
 
-The state and every draft keep their books with these few functions, so that they cannot
-disagree. Amounts are integers and `give` undoes `take` exactly.
+The state and every draft keep their books with these functions and `node_books`, so that they
+cannot disagree. Amounts are integers, and giving back undoes taking exactly.
 """
 
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ def tasks_of(
 
 
 def give_all(nodes: NodeColumns, tasks: Tasks) -> list[int]:
-    """Undo `take` for many tasks at once; return the nodes that changed."""
+    """Give back what many tasks hold at once; return the nodes that changed."""
     np.add.at(nodes.free[:, CPU], tasks.node, tasks.amount[:, 0])
     np.add.at(nodes.free[:, MEMORY], tasks.node, tasks.amount[:, 1])
     np.subtract.at(nodes.n_tasks, tasks.node, 1)
@@ -205,43 +205,6 @@ def can_join(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...
         and nodes.is_healthy[row, index].all()
         and (nodes.device_used[row, index] == MILLI).all()
     )
-
-
-def take(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
-    """Book one task on the node."""
-    _book(nodes, row, shape, devices, sign=1)
-
-
-def give(nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...]) -> None:
-    """Undo `take`."""
-    _book(nodes, row, shape, devices, sign=-1)
-
-
-def _book(
-    nodes: NodeColumns, row: int, shape: Shape, devices: tuple[int, ...], *, sign: int
-) -> None:
-    # Plain integers, cell by cell: numpy is slow on the handful of devices that a node has.
-    free = nodes.free[row]
-    cpu_milli, memory_mib, n_whole, _ = free.tolist()
-    free[CPU] = cpu_milli - sign * shape.cpu_milli
-    free[MEMORY] = memory_mib - sign * shape.memory_mib
-    nodes.n_tasks[row] += sign
-    if not devices:
-        return
-    amount, device_mib = per_device(shape, nodes.device_memory_mib.item(row))
-    nodes.n_by_width[row, width_of(shape)] += sign
-    used, memory_free = nodes.device_used[row], nodes.device_memory_free[row]
-    left, is_healthy = nodes.device_free[row], nodes.is_healthy[row]
-    for device in devices:
-        taken = used.item(device) + sign * amount
-        used[device] = taken
-        memory_free[device] = memory_free.item(device) - sign * device_mib
-        if is_healthy.item(device):
-            now_left = max(MILLI - taken, 0)
-            n_whole += (now_left == MILLI) - (left.item(device) == MILLI)
-            left[device] = now_left
-    free[GPUS] = n_whole
-    free[FRACTION] = MILLI if n_whole else max(left.tolist())
 
 
 def width_of(shape: Shape) -> int:
