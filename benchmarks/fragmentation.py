@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from report import report
 
 from policies.fragmentation import FragmentationGradient, Workload
-from scheduler.core.draft import Space
 from scheduler.core.model import Gpu, Node, Shape
+from scheduler.core.node_columns import NodeColumns
 from scheduler.core.placement import Want, place_gang
 from scheduler.core.ports import NodeScore
-from scheduler.core.snapshot import NodeColumns
+from scheduler.core.space import Space
 from simulator.reproduction.fgd import (
     LISTS,
     PUBLISHED,

@@ -9,7 +9,7 @@ import numpy as np
 
 from policies.scoring import PER_CPU, Scores
 from scheduler.core.model import MILLI, Shape
-from scheduler.core.snapshot import NodeColumns, Rows
+from scheduler.core.node_columns import NodeColumns, Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

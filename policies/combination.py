@@ -24,8 +24,8 @@ from policies.scoring import (
 )
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Shape
+from scheduler.core.node_columns import NodeColumns, Rows
 from scheduler.core.ports import ClusterScore, DeviceChoice, NodeScore
-from scheduler.core.snapshot import NodeColumns, Rows
 
 PointsOf = Callable[[NodeColumns, Shape, Rows], Scores]
 

@@ -12,10 +12,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import DEFAULT_QUEUE, MILLI, JobId, JobKind, JobPhase, StopCause
+from scheduler.core.node_columns import BoolColumn, Rows
 from scheduler.core.preemption import RESTART_S
 from scheduler.core.queue_tree import FIRST_TYPE, GPU, QueueTree
-from scheduler.core.snapshot import PHASE_CODE, BoolColumn, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 Array = NDArray[np.float64]
 

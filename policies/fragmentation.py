@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Node, Shape
 from scheduler.core.node_books import NodeBooks
-from scheduler.core.snapshot import CPU, GPUS, NodeColumns, Rows, Snapshot, misfit
+from scheduler.core.node_columns import CPU, GPUS, NodeColumns, Rows, misfit
+from scheduler.core.snapshot import Snapshot
 
 Scores = NDArray[np.float64]
 Ints = NDArray[np.int64]

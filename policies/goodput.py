@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from policies.contest import Array, Contest, contest_of
 from policies.orderings import highest_priority, lower_priority
+from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import MILLI, JobPhase, JobSpec
+from scheduler.core.node_columns import Rows
 from scheduler.core.ports import Round
 from scheduler.core.preemption import RESTART_S
-from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 POWER = -0.5
 """The fairness of the paper: the less, the more a job with little counts."""

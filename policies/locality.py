@@ -13,7 +13,7 @@ import numpy as np
 
 from policies.scoring import Scores
 from scheduler.core.model import Node, NodeName, Shape
-from scheduler.core.snapshot import NodeColumns, Rows
+from scheduler.core.node_columns import NodeColumns, Rows
 from scheduler.core.topology import HOST_LABEL
 
 BYTES_PER_MIB = 1 << 20

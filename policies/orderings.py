@@ -5,7 +5,8 @@ import heapq
 import numpy as np
 
 from scheduler.core.model import MILLI, NodeName, Shape
-from scheduler.core.snapshot import FloatColumn, Rows, Snapshot
+from scheduler.core.node_columns import FloatColumn, Rows
+from scheduler.core.snapshot import Snapshot
 
 
 def first_come_first_served(snapshot: Snapshot, rows: Rows) -> Rows:

@@ -18,8 +18,9 @@ from policies.scoring import best_fit
 from scheduler.core.capacity import can_take
 from scheduler.core.errors import InvalidInput, PolicyError
 from scheduler.core.model import Shape
+from scheduler.core.node_columns import NodeColumns, Rows
 from scheduler.core.ports import DeviceChoice, NodeScore, Ordering, Policy, PreemptionRule
-from scheduler.core.snapshot import NodeColumns, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 POLICY_GROUP = "lepton.policies"
 SCORE_GROUP = "lepton.scores"

@@ -27,9 +27,10 @@ from policies.rounds import (
     types_to_start_on,
 )
 from policies.sharing import Ways, mates_of, meetings, sharing_of
+from scheduler.core.node_columns import BoolColumn, Rows
 from scheduler.core.ports import Round
 from scheduler.core.preemption import RESTART_S
-from scheduler.core.snapshot import BoolColumn, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 NOWHERE = -1
 ROUNDING = 1e-9

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from policies.fragmentation import NodeTypes, Scores, Workload, logistic
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Shape
-from scheduler.core.snapshot import CPU, GPUS, MEMORY, NodeColumns, Rows
+from scheduler.core.node_columns import CPU, GPUS, MEMORY, NodeColumns, Rows
 
 Ints = NDArray[np.int64]
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import MILLI, JobPhase
+from scheduler.core.node_columns import FloatColumn, Rows
 from scheduler.core.ports import Ordering, Round
 from scheduler.core.preemption import RESTART_S
-from scheduler.core.snapshot import PHASE_CODE, FloatColumn, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 LEVELS_GPU_S = (3_600.0, 36_000.0)
 """Attained service at which a job sinks to the next level: one GPU-hour, and ten."""

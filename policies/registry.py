@@ -32,8 +32,9 @@ from policies.scoring import (
     worst_fit,
 )
 from scheduler.core.errors import InvalidInput
+from scheduler.core.node_columns import NodeColumns
 from scheduler.core.ports import NodeScore, Ordering, Policy, PreemptionRule, RoundRule
-from scheduler.core.snapshot import NodeColumns, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

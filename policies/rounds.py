@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from policies.contest import Array, Contest, ShareProgram, arrived_at_s, contest_of
 from policies.granting import answered, scope_of
 from policies.orderings import highest_priority, lower_priority
+from scheduler.core.node_columns import BoolColumn, Rows
 from scheduler.core.ports import Round
 from scheduler.core.preemption import RESTART_S
-from scheduler.core.snapshot import BoolColumn, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 ROUND_S = 360.0
 """The length of a round in Gavel."""

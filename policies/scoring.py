@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scheduler.core import capacity
 from scheduler.core.model import MILLI, Shape
 from scheduler.core.node_books import NodeBooks
+from scheduler.core.node_columns import CPU, FRACTION, GPUS, MEMORY, N_WIDTHS, NodeColumns, Rows
 from scheduler.core.ports import ClusterScore, DeviceChoice, NodeScore
-from scheduler.core.snapshot import CPU, FRACTION, GPUS, MEMORY, N_WIDTHS, NodeColumns, Rows
 
 Scores = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from policies.fragmentation import FragmentationGradient, Workload
 from scheduler.core.model import JobSpec, Shape
-from scheduler.core.snapshot import NodeColumns
+from scheduler.core.node_columns import NodeColumns
 
 FIRST_EVERY_S = 60.0
 MOST_AT_A_PACE = 256

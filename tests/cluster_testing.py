@@ -54,11 +54,12 @@ from scheduler.core.model import (
     TaskPhase,
     Toleration,
 )
+from scheduler.core.node_columns import CPU, FRACTION, GPUS, MEMORY, NodeColumns
 from scheduler.core.plan import Accepted, Granted, Outcome, Plan, Rejected, Unplaced
 from scheduler.core.ports import Policy
 from scheduler.core.records import JobRecord
 from scheduler.core.sharing import may_share
-from scheduler.core.snapshot import CPU, FRACTION, GPUS, MEMORY, NodeColumns, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 GIB = 1024
 LAUNCH = Launch(command=("true",))

@@ -13,13 +13,13 @@ from policies.packing import best_fill, fraction_prices, lepton_packing
 from policies.registry import policy_named, score_named
 from policies.scoring import Random
 from scheduler.core import capacity
-from scheduler.core.draft import Space
 from scheduler.core.engine import Engine
 from scheduler.core.events import NodeRegistered
 from scheduler.core.model import MILLI, Node, Shape
+from scheduler.core.node_columns import CPU, MEMORY, NodeColumns
 from scheduler.core.placement import Want, place_gang
 from scheduler.core.ports import DeviceChoice
-from scheduler.core.snapshot import CPU, MEMORY, NodeColumns
+from scheduler.core.space import Space
 
 SHAPES = {
     Shape(cpu_milli=2000): 10,

@@ -18,7 +18,7 @@ from scheduler.core.engine import Engine
 from scheduler.core.errors import InvalidInput
 from scheduler.core.events import NodeRegistered
 from scheduler.core.model import JobSpec, Node, Shape
-from scheduler.core.snapshot import NodeColumns
+from scheduler.core.node_columns import NodeColumns
 from scheduler.core.topology import HOST_LABEL
 from scheduler.daemon.codec import spec_from
 from scheduler.daemon.codec_views import spec_message

@@ -9,9 +9,9 @@ from cluster_testing import give, take
 from policies.fragmentation import FragmentationGradient, Workload
 from policies.scoring import best_fit
 from scheduler.core import capacity
-from scheduler.core.draft import Space
 from scheduler.core.model import Gpu, Node, NodeName, Shape
 from scheduler.core.node_books import NodeBooks
+from scheduler.core.space import Space
 from simulator.reproduction.fgd import columns
 
 SHAPES = [

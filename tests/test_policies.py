@@ -16,12 +16,12 @@ from cluster_testing import Cluster, role_of
 
 from policies.registry import POLICIES, policy_named
 from policies.scoring import best_fit
-from scheduler.core.draft import Space
 from scheduler.core.errors import InvalidInput
 from scheduler.core.model import JobKind, JobPhase
 from scheduler.core.placement import Shortfall, Want, place_gang
 from scheduler.core.plan import Cause, Plan
 from scheduler.core.preemption import CPU_WEIGHT, MOST_CEILINGS, RESTART_S, ceilings_of
+from scheduler.core.space import Space
 
 
 class TestRegistry:

@@ -17,8 +17,9 @@ from policies.rounds import ROUND_S
 from scheduler.client import ClientError
 from scheduler.core.cycle import n_ahead
 from scheduler.core.model import Queue, QueueName, StopCause
+from scheduler.core.node_columns import Rows
 from scheduler.core.queue_policies import round_of
-from scheduler.core.snapshot import Rows, Scope, Snapshot
+from scheduler.core.snapshot import Scope, Snapshot
 
 
 def cluster_of(policy: str = "fifo", *, gpus: int = 4, **queues: str) -> Cluster:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from policies.scoring import best_fit, worst_fit
-from scheduler.core.draft import Space
 from scheduler.core.model import Gpu, Node, Shape
+from scheduler.core.space import Space
 from simulator.reproduction import __main__ as program
 from simulator.reproduction.comparison import Comparison, Table, Task, tables
 from simulator.reproduction.document import as_json, markdown, number, verdict

@@ -14,13 +14,13 @@ from policies.packing import lepton_packing
 from policies.registry import SCORES, is_aimed, policy_named, score_named
 from policies.scoring import best_fit, gpu_packing
 from scheduler.core import capacity
-from scheduler.core.draft import Space
 from scheduler.core.engine import Engine
 from scheduler.core.errors import InvalidInput
 from scheduler.core.events import NodeRegistered
 from scheduler.core.model import Node, Shape
+from scheduler.core.node_columns import FAILURE_HALF_LIFE_S, NodeColumns, Rows
 from scheduler.core.ports import NodeScore
-from scheduler.core.snapshot import FAILURE_HALF_LIFE_S, NodeColumns, Rows
+from scheduler.core.space import Space
 
 ONE = Shape(cpu_milli=1000, gpus=1)
 HALF = Shape(cpu_milli=1000, gpu_milli=500)

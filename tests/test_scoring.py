@@ -11,13 +11,13 @@ from policies import scoring
 from policies.registry import AIMED_SCORES, SCORES, policy_named, score_named
 from policies.scoring import Random, best_fit, weighted, worst_fit
 from scheduler.core import capacity
-from scheduler.core.draft import Space
 from scheduler.core.engine import Engine
 from scheduler.core.errors import InvalidInput
 from scheduler.core.events import NodeRegistered
 from scheduler.core.model import Node, Shape
+from scheduler.core.node_columns import NodeColumns, Rows
 from scheduler.core.ports import NodeScore
-from scheduler.core.snapshot import NodeColumns, Rows
+from scheduler.core.space import Space
 
 ONE = Shape(cpu_milli=1000, gpus=1)
 TWO = Shape(cpu_milli=1000, gpus=2)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from policies.orderings import lower_priority
 from policies.scoring import best_fit
 from scheduler.core.model import Shape
+from scheduler.core.node_columns import NodeColumns, Rows
 from scheduler.core.ports import Backfilling, Policy
-from scheduler.core.snapshot import NodeColumns, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 
 def smallest_first(snapshot: Snapshot, rows: Rows) -> Rows:

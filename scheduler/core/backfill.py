@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from scheduler.core.draft import Booked, Draft, Promise, Space
+from scheduler.core.draft import Draft, Promise
 from scheduler.core.holdings import (
     Holdings,
     MostTasks,
@@ -28,6 +28,7 @@ from scheduler.core.holdings import (
     in_turn,
 )
 from scheduler.core.model import JobId, JobKind, TaskPhase
+from scheduler.core.node_columns import BoolColumn, FloatColumn, Rows
 from scheduler.core.placement import (
     Member,
     Shortfall,
@@ -39,7 +40,7 @@ from scheduler.core.placement import (
 from scheduler.core.ports import Backfilling, Policy
 from scheduler.core.preemption import cheapest_subtrees
 from scheduler.core.profile import Profile
-from scheduler.core.snapshot import BoolColumn, FloatColumn, Rows
+from scheduler.core.space import Booked, Space
 from scheduler.core.subtrees import subtrees
 
 TRIES = 64

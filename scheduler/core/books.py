@@ -7,12 +7,14 @@ these are looked at again. One decision at a time.
 
 from collections.abc import Sequence
 
-from scheduler.core.draft import Draft, Space
+from scheduler.core.draft import Draft
 from scheduler.core.held import HeldTasks
+from scheduler.core.job_columns import Gang
 from scheduler.core.model import Levels
 from scheduler.core.placement import Want
 from scheduler.core.ports import NodeScore
-from scheduler.core.snapshot import Gang, Mark, Snapshot
+from scheduler.core.snapshot import Mark, Snapshot
+from scheduler.core.space import Space
 
 Wants = dict[int, tuple[Want, ...]]
 """By the number of a gang."""

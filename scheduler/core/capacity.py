@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 
 from scheduler.core.model import MILLI, Node, Shape
-from scheduler.core.snapshot import (
+from scheduler.core.node_columns import (
     CPU,
     FRACTION,
     GPUS,

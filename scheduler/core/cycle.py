@@ -20,8 +20,8 @@ import numpy as np
 from scheduler.core.backfill import Backfill
 from scheduler.core.books import Books
 from scheduler.core.defragmentation import Defragmentation, in_turn, keep_for
-from scheduler.core.draft import Spot
 from scheduler.core.elastic import go_on_resized, grow, resize_of
+from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.leaving import leaving
 from scheduler.core.model import (
     Job,
@@ -32,6 +32,7 @@ from scheduler.core.model import (
     StopCause,
     Task,
 )
+from scheduler.core.node_columns import FloatColumn, Rows
 from scheduler.core.placement import (
     Member,
     Shortfall,
@@ -54,7 +55,8 @@ from scheduler.core.reasons import why_not_yet, why_unplaced
 from scheduler.core.reclaim import Reclaim, Room
 from scheduler.core.shrinking import Cut, Shrinking
 from scheduler.core.sizes import resized, wants_sized
-from scheduler.core.snapshot import PHASE_CODE, FloatColumn, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
+from scheduler.core.space import Spot
 from scheduler.core.turnout import Turnout, running_rows
 
 BEFORE_A_WAVE = 16

@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scheduler.core.draft import Draft
+from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import MILLI, JobKind, JobPhase, StopCause, Task
+from scheduler.core.node_columns import BoolColumn, Rows
 from scheduler.core.placement import (
     Member,
     Shortfall,
@@ -25,7 +27,7 @@ from scheduler.core.placement import (
     undo,
 )
 from scheduler.core.preemption import CPU_WEIGHT, Preemption, Victim
-from scheduler.core.snapshot import PHASE_CODE, BoolColumn, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 SETTLED_S = 600.0
 """A job runs so long before it is moved: twenty times what a restart costs."""

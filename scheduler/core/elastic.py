@@ -19,8 +19,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from scheduler.core import capacity
-from scheduler.core.draft import Draft, Space, Spot
+from scheduler.core.draft import Draft
+from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import JobId, JobKind, JobPhase, JobSpec, Levels, Shape, Task
+from scheduler.core.node_columns import BoolColumn, Rows
 from scheduler.core.placement import (
     Member,
     Shortfall,
@@ -34,7 +36,8 @@ from scheduler.core.plan import Placement, Resize
 from scheduler.core.preemption import RESTART_S
 from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.records import Seat
-from scheduler.core.snapshot import PHASE_CODE, BoolColumn, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
+from scheduler.core.space import Space, Spot
 from scheduler.core.topology import Near, Place, beside
 
 RUNNING = PHASE_CODE[JobPhase.RUNNING]

@@ -11,7 +11,8 @@ import numpy as np
 
 from scheduler.core import capacity
 from scheduler.core.model import Shape, Task
-from scheduler.core.snapshot import BoolColumn, IntColumn, Mark, Rows, Snapshot
+from scheduler.core.node_columns import BoolColumn, IntColumn, Rows
+from scheduler.core.snapshot import Mark, Snapshot
 
 FREE = -1
 

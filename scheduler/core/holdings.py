@@ -12,16 +12,10 @@ from itertools import chain
 
 import numpy as np
 
-from scheduler.core.draft import Booked, Draft, Space
+from scheduler.core.draft import Draft
 from scheduler.core.model import Shape
-from scheduler.core.snapshot import (
-    CPU,
-    MEMORY,
-    BoolColumn,
-    FloatColumn,
-    IntColumn,
-    Rows,
-)
+from scheduler.core.node_columns import CPU, MEMORY, BoolColumn, FloatColumn, IntColumn, Rows
+from scheduler.core.space import Booked, Space
 
 AMOUNTS = 3
 """Columns of `Holdings.amount`: milli-CPU, MiB, thousandths of healthy GPUs."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scheduler.core.model import MILLI
+from scheduler.core.node_columns import NodeColumns
 from scheduler.core.queue_tree import (
     CPU,
     FIRST_TYPE,
@@ -19,7 +20,6 @@ from scheduler.core.queue_tree import (
     IntColumn,
     QueueTree,
 )
-from scheduler.core.snapshot import NodeColumns
 
 
 class Ledger:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from scheduler.core import capacity
 from scheduler.core.capacity import Devices
 from scheduler.core.model import MILLI, Shape
-from scheduler.core.snapshot import NodeColumns, memory_of_fraction_mib
+from scheduler.core.node_columns import NodeColumns, memory_of_fraction_mib
 
 WITHOUT_END = 1 << 40
 """Copies of a shape that asks for nothing."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.core.draft import Draft, Space
+from scheduler.core.draft import Draft
 from scheduler.core.holdings import Holdings, least_costs
 from scheduler.core.model import MILLI, Shape
-from scheduler.core.snapshot import CPU, MEMORY, FloatColumn, memory_of_fraction_mib
+from scheduler.core.node_columns import CPU, MEMORY, FloatColumn, memory_of_fraction_mib
+from scheduler.core.space import Space
 
 SETS_PER_NODE = 256
 """Sets of holders looked at on one node: all of eight, the tasks on a node of eight GPUs."""

@@ -6,10 +6,13 @@ give equal placements. Making room is left to `preemption`.
 
 from dataclasses import replace
 
-from scheduler.core.draft import Draft, Place, Space, Spot
+from scheduler.core.draft import Draft
+from scheduler.core.job_columns import PHASE_CODE, free_indices
 from scheduler.core.model import JobPhase, Levels, Shape, TaskId
+from scheduler.core.node_columns import IntColumn
 from scheduler.core.plan import Bind, Placement
-from scheduler.core.snapshot import PHASE_CODE, IntColumn, Snapshot, free_indices
+from scheduler.core.snapshot import Snapshot
+from scheduler.core.space import Place, Space, Spot
 from scheduler.core.subtrees import Ask, Lack, fits_near, place_near
 from scheduler.core.topology import Near, beside
 from scheduler.core.values import value_class

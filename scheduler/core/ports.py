@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scheduler.core.events import Event
 from scheduler.core.model import DEFAULT_LEVELS, Levels, Shape, Task
 from scheduler.core.node_books import NodeBooks
+from scheduler.core.node_columns import NodeColumns
 from scheduler.core.plan import Accepted, Granted, Start
-from scheduler.core.snapshot import NodeColumns, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 Rows = NDArray[np.intp]
 """Row numbers of a table, one-dimensional."""

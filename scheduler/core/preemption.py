@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.core.draft import Draft, Space, Spot
+from scheduler.core.draft import Draft
 from scheduler.core.holdings import Holdings, holdings_of, most_tasks, subtree_prices
 from scheduler.core.model import MILLI, NVLINK, Shape, Task
+from scheduler.core.node_columns import CPU, BoolColumn, FloatColumn, IntColumn, Rows
 from scheduler.core.offers import Offers
 from scheduler.core.placement import (
     Shortfall,
@@ -24,7 +25,8 @@ from scheduler.core.placement import (
     undo,
 )
 from scheduler.core.ports import PreemptionRule
-from scheduler.core.snapshot import CPU, BoolColumn, FloatColumn, IntColumn, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
+from scheduler.core.space import Space, Spot
 from scheduler.core.subtrees import subtrees
 
 RESTART_S = 30.0

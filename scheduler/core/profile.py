@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scheduler.core.draft import Booked, Draft, Promise, Space
+from scheduler.core.draft import Draft, Promise
 from scheduler.core.holdings import (
     MostTasks,
     amounts_by_node,
@@ -20,8 +20,9 @@ from scheduler.core.holdings import (
     run_starts,
 )
 from scheduler.core.model import Shape
+from scheduler.core.node_columns import FloatColumn, IntColumn, Rows
 from scheduler.core.placement import Shortfall, Want, could_place, place_gang, places_of
-from scheduler.core.snapshot import FloatColumn, IntColumn, Rows
+from scheduler.core.space import Booked, Space
 
 
 class Profile:

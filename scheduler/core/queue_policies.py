@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from scheduler.core.node_columns import Rows
 from scheduler.core.ports import Policy, Round
-from scheduler.core.snapshot import Rows, Scope, Snapshot
+from scheduler.core.snapshot import Scope, Snapshot
 
 
 def round_of(snapshot: Snapshot, policy: Policy) -> Round | None:

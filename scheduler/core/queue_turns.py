@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from scheduler.core.node_columns import FloatColumn, Rows
 from scheduler.core.quotas import Quotas, Rank
-from scheduler.core.snapshot import FloatColumn, Rows
 
 Key = tuple[float, int]
 """Share per weight, place of the first job in the policy's order."""

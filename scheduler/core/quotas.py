@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from scheduler.core.job_columns import PHASE_CODE, Gang
 from scheduler.core.ledger import Ledger, capacity_of, ceilings
 from scheduler.core.model import JobPhase, QueuePreemption, Shape, Task, TaskPhase
+from scheduler.core.node_columns import BoolColumn, FloatColumn, IntColumn, Rows
 from scheduler.core.placement import Member, Want, wants_of
 from scheduler.core.plan import Cause, Unplaced
 from scheduler.core.queue_tree import (
@@ -25,15 +27,7 @@ from scheduler.core.queue_tree import (
     UNBOUNDED,
     figure,
 )
-from scheduler.core.snapshot import (
-    PHASE_CODE,
-    BoolColumn,
-    FloatColumn,
-    Gang,
-    IntColumn,
-    Rows,
-    Snapshot,
-)
+from scheduler.core.snapshot import Snapshot
 
 PENDING = PHASE_CODE[JobPhase.PENDING]
 

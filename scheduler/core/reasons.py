@@ -4,19 +4,13 @@ from collections import Counter
 
 import numpy as np
 
-from scheduler.core.draft import Space
+from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import MILLI, JobPhase, Shape
+from scheduler.core.node_columns import CPU, FRACTION, GPUS, MEMORY, NodeColumns
 from scheduler.core.placement import Shortfall
 from scheduler.core.plan import Cause, NodeCount, Unplaced
-from scheduler.core.snapshot import (
-    CPU,
-    FRACTION,
-    GPUS,
-    MEMORY,
-    PHASE_CODE,
-    NodeColumns,
-    Snapshot,
-)
+from scheduler.core.snapshot import Snapshot
+from scheduler.core.space import Space
 
 
 def why_unplaced(space: Space, short: Shortfall) -> Unplaced:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scheduler.core.draft import Draft, Space
+from scheduler.core.draft import Draft
 from scheduler.core.holdings import asks_of, free_of, holdings_of, run_starts
 from scheduler.core.model import MILLI, Shape
+from scheduler.core.node_columns import CPU, BoolColumn, FloatColumn, Rows
 from scheduler.core.placement import Member, Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
 from scheduler.core.preemption import (
@@ -32,7 +33,7 @@ from scheduler.core.quotas import (
     Quotas,
     least_of,
 )
-from scheduler.core.snapshot import CPU, BoolColumn, FloatColumn, Rows
+from scheduler.core.space import Space
 from scheduler.core.subtrees import in_order, subtrees
 
 MOST_TRIES = 4

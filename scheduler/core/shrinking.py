@@ -19,11 +19,11 @@ from scheduler.core import capacity
 from scheduler.core.draft import Draft
 from scheduler.core.holdings import exodus, in_turn
 from scheduler.core.model import JobKind, Task, TaskPhase
+from scheduler.core.node_columns import BoolColumn, Rows
 from scheduler.core.placement import Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
 from scheduler.core.quotas import Claim, Excess, Quotas, least_of
 from scheduler.core.reclaim import MOST_TRIES, Room, hold_admitted, of_type
-from scheduler.core.snapshot import BoolColumn, Rows
 from scheduler.core.spares import Spares, width_of
 
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from scheduler.core.holdings import AMOUNTS, Holdings, asks_of
 from scheduler.core.model import MILLI, JobKind, Shape, Task, TaskPhase
+from scheduler.core.node_columns import BoolColumn, FloatColumn, IntColumn, Rows
 from scheduler.core.preemption import CPU_WEIGHT, RESTART_S
-from scheduler.core.snapshot import BoolColumn, FloatColumn, IntColumn, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 _NO_ROLES: Mapping[str, int] = {}
 

@@ -14,6 +14,17 @@ from numpy.typing import ArrayLike
 from scheduler.core import capacity
 from scheduler.core.dump import OutcomeDump, RequestDump, UsageDump
 from scheduler.core.errors import InvariantError
+from scheduler.core.job_columns import (
+    NEVER_S,
+    PHASE_CODE,
+    Gang,
+    JobColumns,
+    free_indices,
+    gang_of,
+    is_described,
+    is_preemptible,
+    run_s_of,
+)
 from scheduler.core.ledger import Ledger, capacity_of, ceilings
 from scheduler.core.model import (
     DEFAULT_QUEUE,
@@ -31,6 +42,14 @@ from scheduler.core.model import (
     TaskPhase,
 )
 from scheduler.core.node_books import NodeBooks, write_back
+from scheduler.core.node_columns import (
+    CPU,
+    MEMORY,
+    FloatColumn,
+    IntColumn,
+    NodeColumns,
+    kind_of,
+)
 from scheduler.core.queue_tree import (
     FIRST_TYPE,
     GPU,
@@ -44,26 +63,7 @@ from scheduler.core.queue_tree import (
 from scheduler.core.records import NOTHING_RECEIVED, JobRecord, NodeView
 from scheduler.core.rows import with_row
 from scheduler.core.sharing import may_share
-from scheduler.core.snapshot import (
-    CPU,
-    MEMORY,
-    NEVER_S,
-    PHASE_CODE,
-    ChangeLog,
-    FloatColumn,
-    Gang,
-    IntColumn,
-    JobColumns,
-    Mark,
-    NodeColumns,
-    Snapshot,
-    free_indices,
-    gang_of,
-    is_described,
-    is_preemptible,
-    kind_of,
-    run_s_of,
-)
+from scheduler.core.snapshot import ChangeLog, Mark, Snapshot
 from scheduler.core.usage import UsageAverages
 
 CHANGES_KEPT = 200_000

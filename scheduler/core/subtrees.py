@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.draft import NO, Space, Spot
 from scheduler.core.model import Shape
-from scheduler.core.snapshot import CPU, MEMORY, BoolColumn, IntColumn, Rows
+from scheduler.core.node_columns import CPU, MEMORY, BoolColumn, IntColumn, Rows
+from scheduler.core.space import NO, Space, Spot
 from scheduler.core.topology import ROOT, Near, Tree, cliques_of
 
 MOST_COUNTED = 1 << 36

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.leaving import leaving
 from scheduler.core.model import JobPhase
+from scheduler.core.node_columns import BoolColumn, FloatColumn, Rows
 from scheduler.core.ports import Policy, Round
 from scheduler.core.queue_policies import round_of
-from scheduler.core.snapshot import PHASE_CODE, BoolColumn, FloatColumn, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 
 _RUNNING = PHASE_CODE[JobPhase.RUNNING]
 

@@ -6,10 +6,10 @@ import numpy as np
 
 from scheduler.core.errors import InvalidInput
 from scheduler.core.events import NodeCordoned, QueueDeleted, QueuePut, QueueStateSet
+from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import JobPhase, NodeName, QueueName
 from scheduler.core.plan import Granted
 from scheduler.core.queue_tree import lineage
-from scheduler.core.snapshot import PHASE_CODE
 from scheduler.daemon.codec_queues import queue_from, queue_message
 from scheduler.daemon.codec_views import node_message
 from scheduler.daemon.job_store import DEFAULT_PAGE_SIZE

@@ -20,8 +20,9 @@ from policies.scoring import Random as AnyNode
 from scheduler.core.engine import Engine
 from scheduler.core.events import NodeRegistered
 from scheduler.core.model import MILLI, JobKind, JobSpec, Node, Shape
+from scheduler.core.node_columns import NodeColumns, Rows
 from scheduler.core.ports import NodeScore, Policy
-from scheduler.core.snapshot import NodeColumns, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 from simulator.cluster import cluster_of
 from simulator.simulation import Settings, simulate
 from simulator.traces.jobs import role_of

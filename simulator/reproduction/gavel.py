@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from policies.orderings import nobody
 from scheduler.core.model import Gpu, JobPhase, Node, NodeName, Shape
 from scheduler.core.node_books import NodeBooks
+from scheduler.core.node_columns import NodeColumns, Rows
 from scheduler.core.ports import Backfilling, Policy
-from scheduler.core.snapshot import NodeColumns, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 from simulator.cluster import SimulatedCluster, cluster_of
 from simulator.reproduction.gavel_rounds import ROUND_S, ROUNDING, GavelRule, Rounds, rule_of
 from simulator.reproduction.gavel_shares import (

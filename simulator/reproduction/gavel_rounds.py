@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from policies.contest import Array, Contest
 from policies.orderings import nobody
+from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import MILLI, JobPhase, NodeName
+from scheduler.core.node_columns import Rows
 from scheduler.core.ports import Round
-from scheduler.core.snapshot import PHASE_CODE, Rows, Snapshot
+from scheduler.core.snapshot import Snapshot
 from simulator.reproduction.gavel_shares import (
     PRICE_USD_PER_H,
     Fractions,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scheduler.core.draft import Space
 from scheduler.core.model import MILLI, Node, Shape
+from scheduler.core.space import Space
 from simulator.reproduction.fgd import (
     arrivals,
     columns,

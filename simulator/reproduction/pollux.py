@@ -22,9 +22,10 @@ from policies.goodput import ROUND_S
 from policies.orderings import first_come_first_served, nobody
 from policies.progress import AttainedService
 from policies.registry import POLICIES
+from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import MILLI, JobPhase, JobSpec
 from scheduler.core.ports import Backfilling, Policy, Round
-from scheduler.core.snapshot import PHASE_CODE, Snapshot
+from scheduler.core.snapshot import Snapshot
 from simulator.cluster import uniform_cluster
 from simulator.simulation import simulate
 from simulator.traces.pollux import (
