@@ -162,6 +162,9 @@ def test_pai_with_a_header_is_read_too(tmp_path):
             HELIOS.replace(",16,64,", ",1.5,64,"),
             "h.csv:2: gpu_num: 1.5 is not a whole",
         ),
+        ("philly.csv", PHILLY + "2027-10-09,1,1e12,1,x\n", "125,000,000,000 tasks, of which"),
+        ("philly.csv", PHILLY.replace("\n", "\r"), "philly.csv: not CSV: "),
+        ("philly.csv", "PAR1abc", "philly.csv: not readable parquet: "),
         ("h.csv", HELIOS.replace("2020-06-09 18:41:01,2020", ",2020"), "2: submit_time: empty"),
         (
             "pai_task_table.csv",

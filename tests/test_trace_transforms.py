@@ -72,6 +72,13 @@ def test_stretching_slows_everything_down():
     assert times(slow) == [10, 40]
     assert slow[1].behaviour == Steady(work=30.0)
     assert (slow[1].spec.expected_run_s, slow[1].spec.deadline_at_s) == (27.0, 100.0)
+    spec = of.replace(JOBS[0].spec, total_work=10.0, resize_cooldown_s=60.0)
+    [saving] = of.stretched([of.replace(JOBS[0], spec=spec, save_s=20.0)], 3)
+    assert (saving.save_s, saving.spec.resize_cooldown_s) == (60.0, 180.0)
+    assert saving.spec.total_work == 30.0
+    fast = of.replace(spec, throughputs=(("A100", 2.0),))
+    [known] = of.stretched([of.replace(JOBS[0], spec=fast)], 3)
+    assert (known.spec.total_work, known.spec.throughputs) == (10.0, (("A100", 2.0 / 3),))
     with pytest.raises(InvalidInput, match="factor"):
         list(of.stretched(JOBS, 0))
 

@@ -36,6 +36,9 @@ _MODULES = (
 )
 """In the order in which they are asked whether they recognise a file."""
 
+MOST_TASKS = 1_000_000
+"""Tasks of one job: a trace that says more is mistaken, and each takes memory."""
+
 
 @cache
 def formats() -> tuple[Format, ...]:
@@ -97,6 +100,9 @@ def _in_order(jobs: TraceJobs, source: Source) -> TraceJobs:
                 " jobs must stand in the order of their arrival"
             )
         latest_s = job.at_s
+        if job.spec.n_tasks > MOST_TASKS:
+            rule = f"has {job.spec.n_tasks:,} tasks, of which there are at most {MOST_TASKS:,}"
+            raise source.error(f"job {job.key!r} {rule}")
         yield job
 
 

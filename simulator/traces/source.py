@@ -283,13 +283,17 @@ def opening(path: Path) -> Opening:
     source = Source(path)
     name = path.name.lower().removesuffix(".gz").removesuffix(".tgz")
     if is_parquet(path):
-        schema = _parquet_module(source).read_schema(path)
+        parquet = _parquet_module(source)
+        try:
+            schema = parquet.read_schema(path)
+        except (OSError, ValueError) as error:  # what pyarrow raises for damage
+            raise source.error(f"not readable parquet: {error}") from error
         return Opening(name=name, head=(), columns=tuple(schema.names))
     with source.opened() as text:
         beginning = text.read(_HEAD_CHARACTERS)
-    head = tuple(islice(io.StringIO(beginning), _HEAD_LINES))
-    lines = tuple(line.rstrip("\r\n") for line in head)
-    columns = next(csv.reader(lines[:1]), []) if lines else []
+        head = tuple(islice(io.StringIO(beginning), _HEAD_LINES))
+        lines = tuple(line.rstrip("\r\n") for line in head)
+        columns = next(csv.reader(lines[:1]), []) if lines else []
     return Opening(name=name, head=lines, columns=tuple(column.strip() for column in columns))
 
 

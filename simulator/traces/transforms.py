@@ -100,6 +100,7 @@ def stretched(jobs: Iterable[TraceJob], factor: float) -> TraceJobs:
             behaviour=slower(job.behaviour, factor),
             startup_s=job.startup_s * factor,
             restore_s=job.restore_s * factor,
+            save_s=job.save_s * factor,
         )
 
 
@@ -190,6 +191,9 @@ def _stretched_spec(spec: JobSpec, first_s: float, factor: float) -> JobSpec:
         time_limit_s=spec.time_limit_s * factor,
         expected_run_s=spec.expected_run_s * factor,
         min_runtime_s=spec.min_runtime_s * factor,
+        resize_cooldown_s=spec.resize_cooldown_s * factor,
+        # Where speeds are given they say it: so much work at a lower speed.
+        total_work=spec.total_work * (1.0 if spec.throughputs else factor),
         throughputs=tuple((name, speed / factor) for name, speed in spec.throughputs),
         shared_throughputs=tuple(
             replace(shared, per_s=shared.per_s / factor) for shared in spec.shared_throughputs
