@@ -13,16 +13,18 @@ in its cool-down, unless it is given up for others as a whole.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.contest import Array, Contest, contest_of
+from policies.granting import NEVER, scope_of
 from policies.orderings import highest_priority, lower_priority
 from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import MILLI, JobPhase, JobSpec
 from scheduler.core.node_columns import Rows
+from scheduler.core.plan import Granted
 from scheduler.core.ports import Round
 from scheduler.core.preemption import RESTART_S
 from scheduler.core.snapshot import Snapshot
@@ -40,6 +42,15 @@ HORIZON_ROUNDS = 10
 """Rounds within which more GPUs must make up for a restart."""
 ALL_SIZES = 8
 """Up to so many numbers of tasks all are tried, of more the powers of two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The option that each job is given, -1 for none, and how the solve ended."""
+
+    given: Rows
+    status: str
+    is_answer: bool  # whether the program gave it; else it is a fallback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +84,18 @@ def chosen(
     *,
     must_run: NDArray[np.bool_],
     time_limit_s: float | None = None,
-) -> Rows:
-    """Return the option that each job is given, -1 for none: of the greatest value in all.
+) -> Choice:
+    """Return the options of the greatest value in all, each job given at most one.
 
-    If the solver does not find it within its limits, what it found best, or else greedily.
+    If the solver does not find them within its limits, the best that it found. If it found
+    none, its last answer: who runs keeps what it has; the rest is given greedily.
     """
     alike = _alike(options, value, must_run)
     of_class = [(members, list(_rows_of(options, members[0]))) for members in alike]
     columns = [row for _, rows in of_class for row in rows]
     if not columns:
-        return np.full(len(must_run), -1, np.intp)
+        nothing = np.full(len(must_run), -1, np.intp)
+        return Choice(given=nothing, status="optimal", is_answer=True)
     from policies.linear_program import LinearProgram  # with scipy, which start-up goes without
 
     program = LinearProgram(given=len(columns))
@@ -100,7 +113,8 @@ def chosen(
     program.at_most({"given": on_type * options.gpus[index]}, capacity)
     solution = program.maximize({"given": value[index]}, time_limit_s=time_limit_s)
     if not solution.found:
-        return greedy(options, value, capacity, must_run=must_run)
+        kept = greedy(options, value, capacity, must_run=must_run)
+        return Choice(given=kept, status=str(solution.status), is_answer=False)
     given = np.full(len(must_run), -1, np.intp)
     counts = np.rint(solution["given"]).astype(int).tolist()
     left = [list(members) for members, _ in of_class]
@@ -108,16 +122,17 @@ def chosen(
         members = left[owner[column]]
         for _ in range(min(count, len(members))):
             given[members.pop(0)] = columns[column]
-    return given
+    return Choice(given=given, status=str(solution.status), is_answer=True)
 
 
 def greedy(
     options: Options, value: Array, capacity: Array, *, must_run: NDArray[np.bool_]
 ) -> Rows:
-    """Return a choice without a solver: by value per GPU, those that must run first."""
+    """Return a choice without a solver: who must run first, then who runs, by value per GPU."""
     given = np.full(len(must_run), -1, np.intp)
     left = capacity.astype(float).copy()
-    keys = (options.job, -value / options.gpus, ~must_run[options.job])
+    is_waiting, may_wait = ~options.is_current, ~must_run[options.job]
+    keys = (options.job, -value / options.gpus, is_waiting, may_wait)
     for row in np.lexsort(keys).tolist():
         job, gpu_type = int(options.job[row]), int(options.gpu_type[row])
         if given[job] < 0 and value[row] > 0 and options.gpus[row] <= left[gpu_type] + 1e-9:
@@ -181,7 +196,7 @@ class _Sizing:
         self._options = self._all_options()
         value = values_of(self._options, contest.weights, power=rule.power)
         must_run = self._is_fixed & (self._on_type >= 0)
-        self._given = chosen(
+        self._choice = chosen(
             self._options,
             value,
             contest.capacity,
@@ -264,7 +279,7 @@ class _Sizing:
 
     def round(self) -> Round:
         """Return the program's answer as the cycle reads it."""
-        contest, options, given = self._contest, self._options, self._given
+        contest, options, given = self._contest, self._options, self._choice.given
         served = given >= 0
         sizes: dict[int, int] = {}
         gpu_types: dict[int, tuple[str, ...]] = {}
@@ -304,6 +319,22 @@ class _Sizing:
             resizes=tuple(resizes),
             sizes_jobs=True,
             wake_at_s=self._begin_s + self._rule.round_s,
+            granted={scope_of(self._snapshot): self._granted()},
+            excuse=self._excuse(),
+        )
+
+    def _granted(self) -> Granted:
+        if self._choice.is_answer:
+            return Granted(status=self._choice.status, solved_at_s=self._snapshot.now_s)
+        last = self._snapshot.granted.get(scope_of(self._snapshot), NEVER)
+        return replace(last, status=self._choice.status, n_fallbacks=last.n_fallbacks + 1)
+
+    def _excuse(self) -> str:
+        if self._choice.is_answer:
+            return ""
+        return (
+            f"sizes could not be computed ({self._choice.status}): "
+            "who runs keeps what it has, the rest goes by worth per GPU"
         )
 
     def _pays(self, job: int, option: int) -> bool:

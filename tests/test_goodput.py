@@ -10,6 +10,7 @@ from cluster_testing import Cluster
 
 from policies import goodput
 from policies.goodput import UNSERVED, Goodput, Options, chosen, greedy, values_of
+from policies.linear_program import LinearProgram, Solution, Status
 from policies.registry import POLICIES, in_rounds_of, policy_named
 from scheduler.core.model import JobPhase, StopCause
 
@@ -64,7 +65,7 @@ def test_it_is_the_best_of_all_choices(seed: int) -> None:
     options = random_options(seed, n_jobs=4)
     capacity = np.array([2.0 + seed % 3, 3.0])
     value = values_of(options, np.ones(4))
-    given = chosen(options, value, capacity, must_run=np.zeros(4, np.bool_))
+    given = chosen(options, value, capacity, must_run=np.zeros(4, np.bool_)).given
     assert is_within(options, given, capacity)
     assert all(row < 0 or options.job[row] == job for job, row in enumerate(given.tolist()))
     best = best_of_all(options, value, capacity, 4)
@@ -79,7 +80,7 @@ def test_cvxpy_finds_no_better(seed: int) -> None:
     options = random_options(100 + seed, n_jobs=25)
     capacity = np.array([12.0, 16.0])
     value = values_of(options, np.ones(25))
-    given = chosen(options, value, capacity, must_run=np.zeros(25, np.bool_))
+    given = chosen(options, value, capacity, must_run=np.zeros(25, np.bool_)).given
     x = cp.Variable(len(value), boolean=True)
     limits = [cp.sum(x[options.job == job]) <= 1 for job in range(25)]
     limits += [
@@ -104,7 +105,7 @@ def test_equal_jobs_are_one_column_and_served_as_they_came() -> None:
         is_current=np.zeros(n * n_jobs, np.bool_),
     )
     value = values_of(many, np.ones(n_jobs))
-    given = chosen(many, value, np.array([4.0, 0.0]), must_run=np.zeros(n_jobs, np.bool_))
+    given = chosen(many, value, np.array([4.0, 0.0]), must_run=np.zeros(n_jobs, np.bool_)).given
     assert is_within(many, given, np.array([4.0, 0.0]))
     served = np.flatnonzero(given >= 0)
     assert served.tolist() == list(range(len(served)))
@@ -115,7 +116,7 @@ def test_who_must_run_does_even_if_it_is_worth_less() -> None:
     options = random_options(3, n_jobs=3, n_types=1)
     value = values_of(options, np.array([1.0, 1.0, 0.01]))
     must_run = np.array([False, False, True])
-    given = chosen(options, value, np.array([2.0]), must_run=must_run)
+    given = chosen(options, value, np.array([2.0]), must_run=must_run).given
     assert given[2] >= 0
 
 
@@ -237,6 +238,26 @@ class TestOnACluster:
         assert self.sizes(cluster, "s", "e") == [2, 2]
         cluster.validate()
 
+    def test_without_an_answer_who_runs_keeps_its_size(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cluster = self.cluster(8)
+        cluster.submit("first", tasks=4, min_tasks=1, max_tasks=8, **ELASTIC)
+        self.settle(cluster, 12)
+        cluster.submit("second", tasks=4, min_tasks=1, max_tasks=8, **ELASTIC)
+        none = Solution(status=Status.LIMIT, value=np.nan, blocks={}, prices={})
+        with monkeypatch.context() as patch:
+            patch.setattr(LinearProgram, "maximize", lambda *_, **__: none)
+            self.settle(cluster, 3)
+            assert self.sizes(cluster, "first", "second") == [8, 0]
+            granted, reason = cluster.granted[""], cluster.explain("second")
+        assert (granted.status, granted.n_fallbacks) == ("limit reached", 6)
+        assert reason is not None
+        assert "sizes could not be computed (limit reached)" in reason.detail
+        self.settle(cluster, 3)
+        assert self.sizes(cluster, "first", "second") == [4, 4]
+        assert cluster.granted[""].n_fallbacks == 0
+
 
 def test_only_a_limit_that_is_asked_for_is_in_seconds() -> None:
     assert isinstance(POLICIES["goodput"].rounds, Goodput)
@@ -253,7 +274,7 @@ def test_a_search_of_no_nodes_is_greedy_or_the_best_found(
     capacity, must_run = np.array([12.0, 16.0]), np.zeros(25, np.bool_)
     value = values_of(options, np.ones(25))
     monkeypatch.setattr(goodput, "NODE_LIMIT", 0)
-    given = chosen(options, value, capacity, must_run=must_run)
+    given = chosen(options, value, capacity, must_run=must_run).given
     assert is_within(options, given, capacity)
     assert (given >= 0).any()
-    assert np.array_equal(given, chosen(options, value, capacity, must_run=must_run))
+    assert np.array_equal(given, chosen(options, value, capacity, must_run=must_run).given)
