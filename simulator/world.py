@@ -154,7 +154,9 @@ class World:
         alone = alone_s(trace, self.machines.widest)
         for job_id in ids:
             number = self.rows.open(trace, job_id, spec=spec, alone_s=alone)
-            self._live[job_id] = LiveJob(trace, job_id, number)
+            self._live[job_id] = job = LiveJob(trace, job_id, number)
+            if job.is_service:
+                self._replicas[job_id] = ReplicaSteps(trace, job_id)
         self.tally.n_submitted += len(ids)
         self._news()
 
@@ -537,7 +539,6 @@ class World:
 
     def _open_service(self, job: LiveJob) -> None:
         job.version = 1
-        self._replicas[job.id] = ReplicaSteps(job.trace, job.id)
         work_s = job.trace.behaviour.work
         if work_s < FOREVER:
             self._progress(job, True)
@@ -564,5 +565,5 @@ class World:
             self._news()
 
     def replica_steps(self) -> list[ReplicaSteps]:
-        """Return what the replicas of every service did, in the order of their first starts."""
+        """Return what the replicas of every service did, in the order of submission."""
         return list(self._replicas.values())

@@ -150,6 +150,25 @@ def test_the_help_has_examples_and_fits_a_terminal():
     assert [line for line in result.stdout.splitlines() if len(line) > 80] == []
 
 
+def test_a_mix_on_which_a_service_never_starts_misses_its_goal(files: Path):
+    services = files / "wide.yaml"
+    services.write_text(
+        "services:\n"
+        "  - job: chat\n    profile: {rate_per_s: 0.1}\n    target_s: 60\n"
+        "    tokens: {prompt: 10, output: 10, scv: 0}\n"
+        "    replicas: [{gpu_type: A100, prompt_tokens_per_s: 90, output_tokens_per_s: 90}]\n"
+        "    submit: {gpus: 8}\n"
+    )
+    words = ("--goal", "90% of chat within latency", "--services", str(services))
+
+    result = planned(files, *words, "--queue", "research", "--max-gpus", "8", "-o", "json")
+
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["best"]["nodes"]["big"] >= 1
+    small = planned(files, *words, "--pool", "small=1..3", "--cluster", "1x4xA100")
+    assert small.exit_code == 2, small.stderr
+
+
 def test_services_are_planned_for_by_their_latency(files: Path):
     (files / "services.yaml").write_text(
         "services:\n"

@@ -81,6 +81,13 @@ def test_other_policies_stand_beside_what_happened(week: Path, tmp_path: Path):
     assert "recorded" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_past_that_happened_once_has_no_seeds_to_try(week: Path):
+    result = lepton("replay", str(week), "--policy", "fifo")
+
+    assert "Against recorded:" in result.stdout
+    assert "--seeds" not in result.stdout
+
+
 def test_a_folder_of_a_running_daemon_is_replayed(tmp_path: Path):
     with running_daemon(tmp_path, nodes=[{"name": "n", "cpus": 4}]) as daemon:
         waited = cli_testing.lepton("submit", "--wait", "--", "true", server=daemon.address)

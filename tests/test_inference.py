@@ -194,7 +194,7 @@ def test_replicas_on_faster_gpus_answer_faster():
 
     only_fast, mixed, only_slow = within(H100=2), within(H100=1, T4=1), within(T4=2)
     assert only_fast > mixed > only_slow
-    with pytest.raises(InvalidInput, match="speeds: chat has replicas on A100"):
+    with pytest.raises(InvalidInput, match="service chat: replicas: some are on A100"):
         within(A100=1)
 
 

@@ -116,6 +116,29 @@ def test_a_simulation_says_how_well_a_service_answered(tmp_path):
     assert too_few.replica_s == pytest.approx(enough.replica_s / 4, rel=0.5)
 
 
+def test_a_service_that_never_starts_answers_nobody(tmp_path):
+    text = (
+        "services:\n"
+        "  - job: chat\n"
+        "    profile: {rate_per_s: 1}\n"
+        "    target_s: 6\n"
+        "    replicas: [{gpu_type: A100, prompt_tokens_per_s: 9, output_tokens_per_s: 9}]\n"
+        "    submit: {gpus: 9}\n"
+    )
+    case = Case(
+        cluster=uniform_cluster(1, gpus=4),
+        source=Source(preset="pai", n_jobs=60),
+        deciding=Deciding(policy="fifo"),
+        services=load_services(written(tmp_path, text)),
+    )
+    summary = run_case(case)
+    (chat,) = summary.services
+    assert summary.curves.span_s > 86_400  # the day of the profile
+    assert chat.n_requests == 86_400
+    assert (chat.within_target, chat.replica_s) == (0.0, 0.0)
+    assert summary.figures["within_target_worst"] == 0.0
+
+
 def test_what_ships_runs_from_the_command_line_without_downloads():
     examples = EXAMPLE.parent
     result = lepton(

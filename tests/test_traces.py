@@ -260,6 +260,19 @@ def test_a_malformed_job_of_our_own_is_refused_by_line_and_field(tmp_path, line,
     assert what in str(raised.value)
 
 
+def test_an_array_of_more_tasks_than_there_are_is_refused(tmp_path):
+    path = write(
+        tmp_path,
+        "t.jsonl",
+        '{"format": "lepton-trace", "version": 1}\n'
+        '{"at_s": 0, "key": "a", "spec": {"name": "a",'
+        ' "array_size": 2000000000, "roles": [{"name": "w"}]},'
+        ' "behaviour": {"kind": "steady", "work": 1}}\n',
+    )
+    with pytest.raises(TraceError, match="job 'a' has 2,000,000,000 tasks, of which"):
+        list(read_trace(path))
+
+
 def test_a_trace_of_a_later_version_is_refused(tmp_path):
     path = write(tmp_path, "t.jsonl", '{"format": "lepton-trace", "version": 9}\n')
     with pytest.raises(TraceError, match="version: version 9; this program reads 1"):

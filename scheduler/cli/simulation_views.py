@@ -6,6 +6,7 @@ from scheduler.cli.table import Cell, Column, Row, table_lines
 from simulator.comparison import Compared, Comparison, Difference, Verdict
 from simulator.figures import FIGURES, HEADLINES, Figure, Section
 from simulator.plan_report import HOURS_PER_MONTH, Plan, goal_scale, value_text
+from simulator.recorded import RECORDED
 from simulator.scales import Scale, count_text, number_text, percent_text, scale_of
 
 _TITLES = {
@@ -74,6 +75,8 @@ def _heading(comparison: Comparison) -> str:
     base = comparison.baseline.policy
     n_seeds = len(comparison.seeds)
     if n_seeds == 1:
+        if base == RECORDED:  # a past that happened once
+            return f"Against {base}:"
         return f"Against {base}, one seed (a difference may be chance; --seeds 5 tells):"
     return f"Against {base}, seed by seed (*: 95 % interval over {n_seeds} seeds is beyond 0):"
 

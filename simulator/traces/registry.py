@@ -100,8 +100,9 @@ def _in_order(jobs: TraceJobs, source: Source) -> TraceJobs:
                 " jobs must stand in the order of their arrival"
             )
         latest_s = job.at_s
-        if job.spec.n_tasks > MOST_TASKS:
-            rule = f"has {job.spec.n_tasks:,} tasks, of which there are at most {MOST_TASKS:,}"
+        n_tasks = job.spec.n_tasks * max(job.spec.array_size, 1)
+        if n_tasks > MOST_TASKS:
+            rule = f"has {n_tasks:,} tasks, of which there are at most {MOST_TASKS:,}"
             raise source.error(f"job {job.key!r} {rule}")
         yield job
 
