@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policies.interior_point import MAX_STEPS, TO_THE_WALL
+from policies.interior_point import MAX_STEPS
 from policies.linear_program import Array
-from policies.newton import moved, products, quotient, reach
+from policies.newton import products, quotient, stepped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,26 +121,10 @@ class _Point:
         )
 
     def after(self, newton: "_Newton") -> "_Point":
-        """Look ahead along the straight way to the optimum, then go there by the centre."""
-        pairs = list(zip(self.primal, self.dual, strict=True))
-        primal, dual = newton.towards([-a * b for a, b in pairs])
+        """Return the point one step on."""
         gap = products(self.primal, self.dual)
-        left = products(
-            moved(self.primal, primal, reach(self.primal, primal)),
-            moved(self.dual, dual, reach(self.dual, dual)),
-        )
-        n_pairs = sum(np.count_nonzero(a) for a in self.primal)
-        centre = (left / gap) ** 3 * gap / n_pairs
-        primal, dual = newton.towards(
-            [
-                np.where(a > 0, centre - a * b - da * db, 0.0)
-                for (a, b), da, db in zip(pairs, primal, dual, strict=True)
-            ]
-        )
-        return _Point(
-            primal=moved(self.primal, primal, reach(self.primal, primal, TO_THE_WALL)),
-            dual=moved(self.dual, dual, reach(self.dual, dual, TO_THE_WALL)),
-        )
+        primal, dual = stepped(self.primal, self.dual, newton, gap)
+        return _Point(primal=primal, dual=dual)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,10 @@ from policies.interior_point import (
     GOOD_ENOUGH,
     MAX_STEPS,
     SPOILT,
-    TO_THE_WALL,
     TOLERANCE,
 )
 from policies.linear_program import Array
-from policies.newton import moved, products, quotient, reach
+from policies.newton import products, quotient, stepped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,26 +148,9 @@ class _Point:
         )
 
     def after(self, newton: "_Newton", gap: float) -> "_Point":
-        """Look ahead along the straight way to the optimum, then go there by the centre."""
-        pairs = list(zip(self.primal, self.dual, strict=True))
-        primal, dual = newton.towards([-a * b for a, b in pairs])
-        left = products(
-            moved(self.primal, primal, reach(self.primal, primal)),
-            moved(self.dual, dual, reach(self.dual, dual)),
-        )
-        n_pairs = sum(np.count_nonzero(a) for a in self.primal)
-        centre = (left / gap) ** 3 * gap / n_pairs
-        primal, dual = newton.towards(
-            [
-                np.where(a > 0, centre - a * b - da * db, 0.0)
-                for (a, b), da, db in zip(pairs, primal, dual, strict=True)
-            ]
-        )
-        return _Point(
-            across=self.across,
-            primal=moved(self.primal, primal, reach(self.primal, primal, TO_THE_WALL)),
-            dual=moved(self.dual, dual, reach(self.dual, dual, TO_THE_WALL)),
-        )
+        """Return the point one step on."""
+        primal, dual = stepped(self.primal, self.dual, newton, gap)
+        return _Point(across=self.across, primal=primal, dual=dual)
 
 
 @dataclass(frozen=True, slots=True)
