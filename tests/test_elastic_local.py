@@ -17,8 +17,8 @@ NODE = {"name": "gpu", "cpus": 8, "memory_mib": 8192, "gpus": 4, "gpu_type": "T4
 
 # Decisions reckon with 30 s a restart, as real training takes; processes of a shell take none.
 QUICK_RESTARTS = """
-from scheduler.core import elastic, shrinking
-elastic.RESTART_S = shrinking.RESTART_S = 0.1
+from scheduler.core import elastic, spares
+elastic.RESTART_S = spares.RESTART_S = 0.1
 from scheduler.cli.main import main
 main()
 """
