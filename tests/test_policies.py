@@ -222,7 +222,7 @@ def cost(cluster: Cluster, name: str) -> float:
     record = cluster.job(name)
     spec = record.job.spec
     cpu_milli = sum(role.shape.cpu_milli * role.count for role in spec.roles)
-    width = (record.held_gpu_milli() + CPU_WEIGHT * cpu_milli) / 1000
+    width = (record.gpu_milli_of(record.live_tasks()) + CPU_WEIGHT * cpu_milli) / 1000
     lost_s = cluster.now_s - record.last_started_at_s
     if spec.checkpoint_interval_s:
         lost_s %= spec.checkpoint_interval_s

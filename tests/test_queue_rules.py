@@ -211,7 +211,9 @@ def test_figures_are_those_of_the_jobs() -> None:
         on = [r for r in jobs if r.live_tasks()]
         found = figures[QueueName(name)]
         assert (found.n_pending, found.n_running) == (len(jobs) - len(on), len(on)), name
-        assert found.gpu_milli_used == sum(record.held_gpu_milli() for record in on)
+        assert found.gpu_milli_used == sum(
+            record.gpu_milli_of(record.live_tasks()) for record in on
+        )
     assert cluster.engine.queue_figures(QueueName("nobody's")).n_running == 0
 
 

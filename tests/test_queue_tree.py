@@ -55,7 +55,7 @@ def fill(
 
 def used_gpus(cluster: Cluster, queue: str) -> float:
     return sum(
-        record.held_gpu_milli() / 1000
+        record.gpu_milli_of(record.live_tasks()) / 1000
         for record in cluster.engine.jobs()
         if record.job.spec.queue == queue
     )

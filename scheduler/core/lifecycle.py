@@ -349,9 +349,7 @@ class Lifecycle:
         record.ran_before_s += at_s - record.last_started_at_s
         if is_work_lost:
             saved_at_s = max(record.checkpoint_at_s, record.last_started_at_s)
-            gpu_milli = sum(
-                [record.shape_of(task).total_gpu_milli for task in record.tasks.values()]
-            )
+            gpu_milli = record.gpu_milli_of(record.tasks.values())
             record.lost_gpu_s += gpu_milli / MILLI * max(at_s - saved_at_s, 0.0)
 
     # Phases

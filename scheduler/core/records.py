@@ -5,6 +5,7 @@ thread that observes events. A finished job's record leaves the core with the ou
 event that finished it and never changes again.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -144,9 +145,9 @@ class JobRecord:
                 return role.shape
         raise InvariantError(f"task {task.id} has no role in its job", self.history)
 
-    def held_gpu_milli(self) -> int:
-        """Return the GPU held right now, in thousandths of a device."""
-        return sum([self.shape_of(task).total_gpu_milli for task in self.live_tasks()])
+    def gpu_milli_of(self, tasks: Iterable[Task]) -> int:
+        """Return the GPU that tasks of the job take together, in thousandths of a device."""
+        return sum([self.shape_of(task).total_gpu_milli for task in tasks])
 
     def ran_s(self, now_s: float) -> float:
         """Return how long the job has been running over all its attempts."""

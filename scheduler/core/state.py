@@ -263,7 +263,7 @@ class ClusterState:
         jobs.goes_first[row] = record.goes_first
         jobs.n_unmet[row] = self.n_unmet.get(record.job.id, 0)
         jobs.n_stopping[row] = sum([t.phase is _TASK_STOPPING for t in live])
-        jobs.gpu_milli[row] = sum([record.shape_of(task).total_gpu_milli for task in live])
+        jobs.gpu_milli[row] = record.gpu_milli_of(live)
         if spec.elastic or spec.kind is _INFERENCE:
             jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
             jobs.is_divisible[row] = is_running and has_spare(record, live)
