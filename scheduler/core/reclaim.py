@@ -1,7 +1,7 @@
 """Making room in a tree of queues: whom to stop for a job, if quota or capacity is in its way.
 
 The nodes where a task costs least to fit are freed one after the other, victims by lost work,
-each only if its queue may still let go of it (`quotas.Claim`); then more go while a ceiling is
+each only if its queue may still let go of it (`claims.Claim`); then more go while a ceiling is
 in the way; then, from the dearest on, whoever turns out not to be needed is spared. What does
 not help is never stopped.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from scheduler.core.claims import Claim
 from scheduler.core.draft import Draft
 from scheduler.core.holdings import asks_of, free_of, holdings_of, run_starts
 from scheduler.core.model import MILLI, Shape
@@ -25,14 +26,7 @@ from scheduler.core.preemption import (
     ceilings_of,
     cheapest_subtrees,
 )
-from scheduler.core.quotas import (
-    OWED_NOTHING_AT_ALL,
-    Amounts,
-    Claim,
-    Excess,
-    Quotas,
-    least_of,
-)
+from scheduler.core.quotas import OWED_NOTHING_AT_ALL, Amounts, Excess, Quotas, least_of
 from scheduler.core.space import Space
 from scheduler.core.subtrees import in_order, subtrees
 
@@ -101,7 +95,7 @@ class Reclaim:
         """Return victims among those whom the policy or a claim on other queues allows."""
         draft, quotas = self._draft, self._quotas
         for need, gpu_type in quotas.options(row):
-            claim = quotas.claim(row, need)
+            claim = Claim(quotas, row, need)
             if gpu_type is not None and not claim.is_entitled:
                 continue
             allowed = claim.allowed(fair_game[by_policy[fair_game]], fair_game)

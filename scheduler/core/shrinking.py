@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scheduler.core import capacity
+from scheduler.core.claims import Claim
 from scheduler.core.draft import Draft
 from scheduler.core.holdings import exodus, in_turn
 from scheduler.core.model import JobKind, Task, TaskPhase
 from scheduler.core.node_columns import BoolColumn, Rows
 from scheduler.core.placement import Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
-from scheduler.core.quotas import Claim, Excess, Quotas, least_of
+from scheduler.core.quotas import Excess, Quotas, least_of
 from scheduler.core.reclaim import MOST_TRIES, Room, hold_admitted, of_type
 from scheduler.core.spares import Spares, width_of
 
@@ -138,7 +139,7 @@ class Shrinking:
         by_policy = np.zeros(len(self.draft.is_evicted), np.bool_)
         by_policy[self._rule(self.draft.snapshot, row, evictable)] = True
         for need, gpu_type in self._quotas.options(row):
-            claim = self._quotas.claim(row, need)
+            claim = Claim(self._quotas, row, need)
             if gpu_type is not None and not claim.is_entitled:
                 continue
             allowed = claim.allowed(evictable[by_policy[evictable]], evictable)
@@ -199,7 +200,7 @@ class Shrinking:
             return True
         victims = [victim.row for victim in room.victims]
         quotas.book(row, room.members, is_now=False, sign=-1)
-        claim = quotas.claim(row, room.need)
+        claim = Claim(quotas, row, room.need)
         is_owed = (
             quotas.may_have(row, room.members)
             and all(claim.reaches(other) for other in (*victims, *missed))
