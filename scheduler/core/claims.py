@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from scheduler.core.model import QueuePreemption, Task
+from scheduler.core.needs import Amounts
 from scheduler.core.node_columns import BoolColumn, IntColumn, Rows
 from scheduler.core.queue_tree import FIRST_TYPE, GPU, MEMORY
-from scheduler.core.quotas import Amounts, Quotas
+from scheduler.core.quotas import Quotas
 
 
 class Claim:
@@ -94,11 +95,11 @@ class Claim:
 
     def may_go(self, row: int, by_policy: BoolColumn) -> bool:
         """Return whether the job of a row may go besides those already booked as gone."""
-        return self._may_lose(row, self._quotas.held(row), by_policy)
+        return self._may_lose(row, self._quotas.needs.held(row), by_policy)
 
     def may_give(self, row: int, tasks: Sequence[Task], by_policy: BoolColumn) -> bool:
         """Return whether some tasks of a job may go besides all already booked as gone."""
-        return self._may_lose(row, self._quotas.of_tasks(row, tasks), by_policy)
+        return self._may_lose(row, self._quotas.needs.of_tasks(row, tasks), by_policy)
 
     def _may_lose(self, row: int, held: Amounts, by_policy: BoolColumn) -> bool:
         quotas, tree = self._quotas, self._quotas.tree

@@ -15,6 +15,7 @@ from scheduler.core.claims import Claim
 from scheduler.core.draft import Draft
 from scheduler.core.holdings import asks_of, free_of, holdings_of, run_starts
 from scheduler.core.model import MILLI, Shape
+from scheduler.core.needs import Amounts, least_of
 from scheduler.core.node_columns import CPU, BoolColumn, FloatColumn, Rows
 from scheduler.core.placement import Member, Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
@@ -26,7 +27,7 @@ from scheduler.core.preemption import (
     ceilings_of,
     cheapest_subtrees,
 )
-from scheduler.core.quotas import OWED_NOTHING_AT_ALL, Amounts, Excess, Quotas, least_of
+from scheduler.core.quotas import OWED_NOTHING_AT_ALL, Excess, Quotas
 from scheduler.core.space import Space
 from scheduler.core.subtrees import in_order, subtrees
 
@@ -94,7 +95,7 @@ class Reclaim:
     ) -> Room | None:
         """Return victims among those whom the policy or a claim on other queues allows."""
         draft, quotas = self._draft, self._quotas
-        for need, gpu_type in quotas.options(row):
+        for need, gpu_type in quotas.needs.options(row):
             claim = Claim(quotas, row, need)
             if gpu_type is not None and not claim.is_entitled:
                 continue
@@ -266,7 +267,7 @@ class _Search:
     def run(self, claim: Claim, allowed: Rows, by_policy: BoolColumn) -> list[Victim]:
         """Return the victims, booked as gone; none, and nothing booked, if no set helps."""
         self._claim, self._by_policy = claim, by_policy
-        need = self._quotas.total(self.needs)
+        need, _ = self._quotas.needs.total(self.needs)
         blocker = claim.blocker(need)
         if blocker is not None:
             near = allowed[self._is_below(allowed, blocker)]

@@ -20,10 +20,11 @@ from scheduler.core.claims import Claim
 from scheduler.core.draft import Draft
 from scheduler.core.holdings import exodus, in_turn
 from scheduler.core.model import JobKind, Task, TaskPhase
+from scheduler.core.needs import least_of
 from scheduler.core.node_columns import BoolColumn, Rows
 from scheduler.core.placement import Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
-from scheduler.core.quotas import Excess, Quotas, least_of
+from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.reclaim import MOST_TRIES, Room, hold_admitted, of_type
 from scheduler.core.spares import Spares, width_of
 
@@ -138,7 +139,7 @@ class Shrinking:
             return
         by_policy = np.zeros(len(self.draft.is_evicted), np.bool_)
         by_policy[self._rule(self.draft.snapshot, row, evictable)] = True
-        for need, gpu_type in self._quotas.options(row):
+        for need, gpu_type in self._quotas.needs.options(row):
             claim = Claim(self._quotas, row, need)
             if gpu_type is not None and not claim.is_entitled:
                 continue
