@@ -126,8 +126,8 @@ class JobRows:
         now_s: float,
         phase: JobPhase | None = None,
     ) -> None:
-        """Fill the row of a job: that ended, or as far as it got by the end of the run."""
-        account.save()
+        """Fill the row of a job: that ended, or as far as it got; open work counts."""
+        useful_gpu_s = account.useful_gpu_s + account.unsaved_gpu_s
         self._texts["phase"][number] = (phase or record.phase).value
         self._texts["gpu_type"][number] = account.main_gpu_type()
         floats = self._floats
@@ -136,12 +136,10 @@ class JobRows:
             floats["ended_at_s"][number] = now_s
         floats["waited_s"][number] = record.waited_s(now_s)
         floats["ran_s"][number] = record.ran_s(now_s)
-        floats["useful_gpu_s"][number] = account.useful_gpu_s
+        floats["useful_gpu_s"][number] = useful_gpu_s
         floats["lost_gpu_s"][number] = account.lost_gpu_s
         floats["overhead_gpu_s"][number] = account.overhead_gpu_s
-        floats["gpu_s"][number] = (
-            account.useful_gpu_s + account.lost_gpu_s + account.overhead_gpu_s
-        )
+        floats["gpu_s"][number] = useful_gpu_s + account.lost_gpu_s + account.overhead_gpu_s
         floats["cost_usd"][number] = account.cost_usd
         ints = self._ints
         ints["n_attempts"][number] = record.attempt

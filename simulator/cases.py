@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 from policies.registry import POLICIES, in_rounds_of, is_aimed, policy_named, score_named
 from scheduler.core.errors import InvalidInput
@@ -66,7 +67,12 @@ class Source:
     @property
     def name(self) -> str:
         """What to call it in a report."""
-        return self.preset or Path(self.path).name
+        return self.preset or Path(self.path).name or "services"
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether there are no jobs to come: services alone."""
+        return not self.path and not self.preset
 
     @property
     def draws(self) -> bool:
@@ -95,6 +101,8 @@ class Source:
         return islice(jobs, self.n_jobs) if self.n_jobs is not None else jobs
 
     def _all(self, n_gpus: float, seed: int, skipped: Counter[str] | None) -> TraceJobs:
+        if self.is_nothing:
+            return iter(())
         if not self.preset:
             return read_trace(
                 self.path, self.format or None, assume=self.assume, skipped=skipped
@@ -239,23 +247,24 @@ def n_gpus_by_type(cluster: SimulatedCluster) -> dict[str, float]:
 def run_case(case: Case, advance: Advance | None = None) -> Summary:
     """Simulate the case and return what it comes to."""
     skipped: Counter[str] = Counter()
-    jobs = case.source.jobs(n_gpus=n_gpus_of(case.cluster), seed=case.seed, skipped=skipped)
-    first = next(jobs, None)
+    asked = _with_services(case, skipped)
+    first = next(asked.jobs, None)
     if first is None:
         raise InvalidInput(
             "trace", f"{case.source.name}: there are no jobs in it, or none left"
         )
     choice = case.deciding
-    services = beginning_at(case.services, first.at_s)
+    loads_end_s = max([one.service.load.at_s[-1] for one in asked.services], default=math.inf)
     run = simulate(
         case.cluster,
-        merged([one.job for one in services if one.job is not None], chain([first], jobs)),
+        chain([first], asked.jobs),
         choice.made(),
         seed=case.seed,
         outages=case.outages,
         settings=replace(
             case.settings,
             until_s=first.at_s + case.until_s,
+            serve_until_s=float(loads_end_s),
             aim=choice.made if choice.is_aimed else None,
         ),
         progress=None
@@ -263,19 +272,32 @@ def run_case(case: Case, advance: Advance | None = None) -> Summary:
         else lambda so_far: advance(so_far.n_submitted, so_far.n_ended),
         trace=case.source.name,
     )
-    run = with_services(run, {one.key: one.service for one in services})
+    run = with_services(run, {one.key: one.service for one in asked.services})
     summary = summarised(replace(run, policy=choice.label))
     return replace(summary, skipped=dict(sorted(skipped.items())))
 
 
+class _Asked(NamedTuple):
+    """What is asked of the cluster: jobs by rising `at_s`, and services from the first on."""
+
+    jobs: TraceJobs
+    services: tuple[Offered, ...]
+
+
+def _with_services(case: Case, skipped: Counter[str] | None = None) -> _Asked:
+    jobs = case.source.jobs(n_gpus=n_gpus_of(case.cluster), seed=case.seed, skipped=skipped)
+    first = next(jobs, None)
+    if first is None and not case.source.is_nothing:
+        return _Asked(iter(()), ())
+    services = beginning_at(case.services, first.at_s if first is not None else 0.0)
+    submitted = [one.job for one in services if one.job is not None]
+    rest = chain([first], jobs) if first is not None else jobs
+    return _Asked(merged(submitted, rest), services)
+
+
 def jobs_of(case: Case) -> TraceJobs:
     """Yield all jobs of the case, those that are services too."""
-    jobs = case.source.jobs(n_gpus=n_gpus_of(case.cluster), seed=case.seed)
-    first = next(jobs, None)
-    if first is None:
-        return iter(())
-    services = beginning_at(case.services, first.at_s)
-    return merged([s.job for s in services if s.job is not None], chain([first], jobs))
+    return _with_services(case).jobs
 
 
 def n_jobs_of(case: Case) -> int:

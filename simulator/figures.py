@@ -75,7 +75,7 @@ _ALL = [
     *_listed(
         Section.WAIT,
         ("wait_mean_s", "s", "Mean", _LOWER,
-         "pending, over all attempts, of all jobs; of who still waits, so far"),
+         "pending, over all attempts, of all jobs; of who still waits, to the end of the run"),
         ("wait_p50_s", "s", "Median", _LOWER, "half of the jobs waited at most so long"),
         ("wait_p90_s", "s", "90th percentile", _LOWER, "9 of 10 waited at most so long"),
         ("wait_p95_s", "s", "95th percentile", _LOWER, "19 of 20 waited at most so long"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from scheduler.core.errors import InvalidInput
 from scheduler.quantities import parse_duration_s
-from simulator.figures import FIGURES, GROUP_FIGURES
+from simulator.figures import FIGURES, GROUP_FIGURES, Section
 from simulator.report import Summary
 
 _AT_MOST = {"<", "<=", "under", "below", "at most"}
@@ -44,6 +44,11 @@ _RULE = (
     " `99.9% of chat within latency` or `95% of jobs within deadline`"
 )
 _OF_DEADLINES = {"deadlines_met", "tardiness_mean_s"}
+_OF_TIME = {
+    name
+    for name, figure in FIGURES.items()
+    if figure.section in {Section.COMPLETION, Section.WAIT} or name.startswith("ftf_")
+}
 _EVERYTHING = {"inference", "requests", "services"}
 _EVERY_JOB = {"jobs", "all"}
 
@@ -68,8 +73,7 @@ class Goal:
         figures = summary.figures
         if self.queue:
             figures = summary.groups["queue"].get(self.queue, {})
-        is_time = self.figure.startswith(("wait_", "jct_"))
-        if is_time and figures.get("n_never_started", 0.0) > 0:
+        if self.figure in _OF_TIME and figures.get("n_never_started", 0.0) > 0:
             return math.inf  # whoever can never start waits for ever, however short the run
         return figures.get(self.figure, math.nan)
 

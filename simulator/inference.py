@@ -80,9 +80,10 @@ def service_figures(service: Service, replicas: Replicas, *, until_s: float) -> 
     """Return how the replicas answered the load, as far as it came before `until_s`."""
     line = _line(service, replicas, until_s)
     n_requests = float(line.weight.sum())
-    steps = np.append(np.asarray(replicas.at_s, dtype=np.float64), until_s)
+    at_s = np.asarray(replicas.at_s, dtype=np.float64)
+    steps = np.append(np.minimum(at_s, until_s), until_s)
     n_ready = sum(np.asarray(n, dtype=np.float64) for n in replicas.n_ready.values())
-    replica_s = float(np.sum(n_ready * np.clip(np.diff(steps), 0, None)))
+    replica_s = float(np.sum(n_ready * np.diff(steps)))
     if n_requests == 0:
         return ServiceFigures(
             name=replicas.name, n_requests=0.0, within_target=1.0, p99_latency_s=0.0,

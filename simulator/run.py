@@ -107,7 +107,7 @@ class Run:
     seed: int
     trace: str
     from_s: float
-    until_s: float  # the end of the last job, or where the run was cut off
+    until_s: float  # when nothing could start or end any more, or where it was cut off
     jobs: JobTable
     timeline: Timeline
     pools: tuple[PoolFigures, ...]

@@ -33,6 +33,9 @@ from simulator.world import Listen, World
 IDLE_DECISIONS = 64
 """Decisions without any effect, with nothing at work or to come, after which a run is over."""
 
+IDLE_MOMENTS = 10_000
+"""The same, of moments: accidents at random may go on for ever without a decision."""
+
 PROGRESS_EVERY = 500
 """Entries of the agenda between two reports of progress."""
 
@@ -51,6 +54,8 @@ class Settings:
     """The least time between two decisions; 0: one at every moment at which things changed."""
     until_s: float = FOREVER
     """Where the run is cut off."""
+    serve_until_s: float = FOREVER
+    """Where a run of services alone ends: they do not end by themselves."""
     stop_s: float = 0.0
     """How long tasks take to stop once asked to, within their grace, if they save nothing."""
     image_pull_s: float = 0.0
@@ -88,11 +93,11 @@ def simulate(
     trace: str = "",
     listen: Listen | None = None,
 ) -> Run:
-    """Run the jobs on the cluster until all have ended, or nothing can happen any more.
+    """Run the jobs on the cluster until all have ended, or none can start or end any more.
 
     Jobs come by rising `at_s` and are read as the simulation goes. `listen` hears every event,
     which together are the journal of the run. Raises InvalidInput for a job that no scheduler
-    would take, and for jobs out of order.
+    would take, for jobs out of order, and for services alone without an end.
     """
     simulation = _Simulation(cluster, iter(jobs), policy, settings=settings, listen=listen)
     with _collecting_seldom():
@@ -110,6 +115,14 @@ def _collecting_seldom() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+
+
+class _Rest(NamedTuple):
+    """Where a run ends unless hope comes back: jobs that have not ended got so far by then."""
+
+    at_s: float
+    n_ended: int
+    pools: tuple[PoolFigures, ...]
 
 
 class _Simulation:
@@ -154,10 +167,11 @@ class _Simulation:
         self._forgot_at_s = self._from_s
         self._n_decisions = 0
         self._n_idle = 0  # decisions in a row without hope
+        self._n_idle_moments = 0
+        self._is_held = False  # somebody may start only later, as of the last decision
         self._n_stale = 0
         self._coming: TraceJob | None = None
-        self._is_cut_off = False
-        self._figures: tuple[PoolFigures, ...] | None = None  # when the last hope ended
+        self._rest: _Rest | None = None  # None: there is hope
 
     def begin(self, *, seed: int, outages: Sequence[NodeOutage]) -> None:
         """Set up the cluster, and what is going to happen to it."""
@@ -178,15 +192,18 @@ class _Simulation:
 
     def run(self, progress: ReportProgress | None) -> None:
         """Let everything happen."""
-        agenda, until_s = self._agenda, self._settings.until_s
-        while (next_s := agenda.next_at_s()) < FOREVER:
+        agenda = self._agenda
+        while True:
+            next_s = agenda.next_at_s()
             if next_s > agenda.now_s:
                 if self._recorder.is_due(agenda.now_s, next_s):
                     self._note()
                 if self._is_over():
                     break
-                if next_s > until_s:
-                    agenda.now_s, self._is_cut_off = until_s, True
+                if next_s > (until_s := self._until_s()):
+                    agenda.now_s = until_s
+                    break
+                if next_s == FOREVER:
                     break
             agenda.step()
             if progress is not None and agenda.n_done % PROGRESS_EVERY == 0:
@@ -206,17 +223,39 @@ class _Simulation:
         return (
             self._coming is not None
             or self._world.n_progressing > 0
-            or self._fleet.n_expected > 0
+            or (self._fleet.n_expected > 0 and self._world.tally.n_to_end > 0)
+            or self._is_held
+            or self._world.tally.serves_only
         )
 
     def _is_over(self) -> bool:
+        """Return whether to stop here; where hope ends, so do the figures."""
+        tally = self._world.tally
         if self._may_change():
-            self._n_idle = 0
-            self._figures = None
+            self._n_idle = self._n_idle_moments = 0
+            self._rest = None
             return False
-        if self._figures is None:
-            self._figures = self._machines.figures(self._agenda.now_s)
-        return not self._world.tally.n_pending or self._n_idle > IDLE_DECISIONS
+        if self._rest is None or self._rest.n_ended < tally.n_ended:
+            now_s = self._agenda.now_s
+            self._world.note_the_rest()
+            self._rest = _Rest(now_s, tally.n_ended, self._machines.figures(now_s))
+        self._n_idle_moments += 1
+        return (
+            not tally.n_pending
+            or self._n_idle > IDLE_DECISIONS
+            or self._n_idle_moments > IDLE_MOMENTS
+        )
+
+    def _until_s(self) -> float:
+        """Return where the run ends at the latest."""
+        settings, world = self._settings, self._world
+        if not world.tally.serves_only or world.n_progressing or self._coming is not None:
+            return settings.until_s
+        until_s = min(settings.until_s, settings.serve_until_s)
+        if until_s == FOREVER:
+            rule = "there are only services, which do not end: say how long to run"
+            raise InvalidInput("until", rule)
+        return max(until_s, self._agenda.now_s)
 
     # Arrivals
 
@@ -271,10 +310,11 @@ class _Simulation:
         self._aim(snapshot)
         self._fragments.measure(now_s, snapshot.nodes)
         plan = decide(snapshot, self._policy, books=self._books, gives_reasons=False)
+        self._is_held = False
         if not self._may_change():
             waiting = snapshot.waiting_rows()
-            is_held = bool((snapshot.jobs.eligible_at_s[waiting] > now_s).any())
-            self._n_idle = 0 if is_held else self._n_idle + 1
+            self._is_held = bool((snapshot.jobs.eligible_at_s[waiting] > now_s).any())
+            self._n_idle = 0 if self._is_held else self._n_idle + 1
         self._granted = plan.granted
         del snapshot  # or the tables would be copied before the plan is written to them
         self._n_decisions += 1
@@ -322,18 +362,19 @@ class _Simulation:
     def result(self, *, seed: int, trace: str) -> Run:
         """Return what the run left behind."""
         world, tally = self._world, self._world.tally
-        now_s = self._agenda.now_s
-        world.close_the_rest()
-        figures = None if self._is_cut_off else self._figures
+        if self._rest is None:
+            now_s = self._agenda.now_s
+            world.note_the_rest()
+            self._rest = _Rest(now_s, tally.n_ended, self._machines.figures(now_s))
         return Run(
             policy=self._policy.name,
             seed=seed,
             trace=trace,
             from_s=self._from_s,
-            until_s=now_s if self._is_cut_off else max(world.ended_at_s, self._from_s),
+            until_s=self._rest.at_s,
             jobs=world.rows.table(),
             timeline=self._recorder.timeline(),
-            pools=figures or self._machines.figures(now_s),
+            pools=self._rest.pools,
             replicas=tuple(steps.series() for steps in world.replica_steps()),
             counters={
                 "decisions": self._n_decisions,

@@ -67,12 +67,24 @@ class Tally:
     n_events: int = 0
     n_starts: int = 0  # of tasks
     n_given_up: int = 0
+    n_services: int = 0  # of those submitted
+    n_services_ended: int = 0
     gpus_by_queue: dict[str, float] = field(default_factory=dict)  # held
 
     @property
     def n_pending(self) -> int:
         """Jobs that wait."""
         return self.n_submitted - self.n_ended - self.n_running
+
+    @property
+    def n_to_end(self) -> int:
+        """Jobs that have not ended, services apart."""
+        return self.n_submitted - self.n_ended - (self.n_services - self.n_services_ended)
+
+    @property
+    def serves_only(self) -> bool:
+        """Whether there are services, some to this day, and nothing else ever was."""
+        return self.n_services_ended < self.n_services == self.n_submitted
 
 
 def _job_of(start: Start) -> JobId:
@@ -97,8 +109,7 @@ class World:
         self.rows = JobRows()
         self.tally = Tally()
         self.machines = machines
-        self.n_progressing = 0  # jobs that will be done some day
-        self.ended_at_s = 0.0  # the latest end of a job
+        self.n_progressing = 0  # jobs that will be done, or have stopped, some day
         self.when_free: Callable[[Machine], None] | None = None  # a retiring machine, maybe
         self._agenda = agenda
         self._news = news
@@ -156,6 +167,7 @@ class World:
             number = self.rows.open(trace, job_id, spec=spec, alone_s=alone)
             self._live[job_id] = job = LiveJob(trace, job_id, number)
             if job.is_service:
+                self.tally.n_services += 1
                 self._replicas[job_id] = ReplicaSteps(trace, job_id)
         self.tally.n_submitted += len(ids)
         self._news()
@@ -295,8 +307,8 @@ class World:
         job.is_progressing = is_progressing
 
     def _halt(self, job: LiveJob) -> None:
-        """Let the job do nothing from now on; time has been accounted for."""
-        self._progress(job, False)
+        """Let the job do nothing more until it is gone; time has been accounted for."""
+        self._progress(job, True)
         job.per_s = 0.0
         job.at_work = 0.0
         job.stage = _STOPPING
@@ -387,6 +399,8 @@ class World:
             self._rise(job, task)
         if not job.seats:
             self.tally.n_running -= 1
+            if not job.is_service:
+                self._progress(job, False)
         for task in tasks:
             self.tell(
                 TaskEnded(
@@ -434,12 +448,13 @@ class World:
         now_s = self._agenda.now_s
         phase = job.trace.ends_as if job.is_service and job.is_done else None
         self.rows.close(job.number, job.account, record, now_s=now_s, phase=phase)
+        self._progress(job, False)
         self.tally.n_ended += 1
-        self.ended_at_s = now_s
+        self.tally.n_services_ended += job.is_service
         self._news()
 
-    def close_the_rest(self) -> None:
-        """Write the rows of the jobs that did not get to their end."""
+    def note_the_rest(self) -> None:
+        """Write the rows of the jobs that have not ended, as far as they got by now."""
         now_s = self._agenda.now_s
         for job in self._live.values():
             job.pass_time(now_s)
@@ -557,7 +572,6 @@ class World:
                 job.at_work += sign * seat.gpus
 
     def _service_over(self, job: LiveJob) -> None:
-        self._progress(job, False)
         if job.id in self._live:
             job.is_done = True
             now_s = self._agenda.now_s

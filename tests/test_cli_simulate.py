@@ -336,3 +336,49 @@ def test_a_long_run_shows_how_far_it_is_and_leaves_calmly():
         assert screen.process.wait(30) == 130
     assert "of 2 runs" in text
     assert "Traceback" not in text
+
+
+SERVED = """
+services:
+  - job: chat
+    profile: {rate_per_s: 1}
+    target_s: 12
+    replicas: [{gpu_type: T4, prompt_tokens_per_s: 9000, output_tokens_per_s: 600}]
+    submit: {gpus: 1}
+"""
+
+
+@pytest.mark.parametrize(("until", "gpu_h"), [((), 24.0), (("--until", "2h"), 2.0)])
+def test_services_alone_are_served_as_long_as_their_loads(tmp_path: Path, until, gpu_h):
+    (tmp_path / "services.yaml").write_text(SERVED)
+
+    result = lepton(
+        "simulate", "--cluster", "1x8xT4", "--services", str(tmp_path / "services.yaml"),
+        *until, "-o", "json",
+    )  # fmt: skip
+
+    figures = json.loads(result.stdout)["policies"][0]["figures"]
+    assert figures["gpu_h"]["mean"] == gpu_h
+    assert figures["n_requests"]["mean"] == pytest.approx(3600.0 * gpu_h)
+
+
+def test_a_service_without_a_load_needs_an_end(tmp_path: Path):
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text(
+        '{"format": "lepton-trace", "version": 1}\n'
+        '{"at_s": 0, "spec": {"name": "a", "kind": "inference", "roles": [{"name": "w"}]},'
+        ' "behaviour": {"kind": "steady", "work": null}}\n'
+    )
+    words = ("simulate", "--cluster", "1x8xT4", "--trace", str(trace))
+
+    refused = lepton(*words)
+    assert refused.exit_code == 64
+    assert "there are only services, which do not end: say how long to run" in refused.stderr
+    assert lepton(*words, "--until", "1h").exit_code == 0
+
+
+def test_failures_by_the_second_do_not_keep_a_run_from_its_end(files: Path):
+    result = simulated(files, "--node-fails", "1s", "-o", "json")
+
+    figures = json.loads(result.stdout)["policies"][0]["figures"]
+    assert figures["n_jobs"]["mean"] == 3

@@ -87,9 +87,10 @@ def test_a_goal_judges_its_queue_and_says_how_far_off_it_is():
     assert use.shortfall(NONE) == math.inf
 
 
-def test_who_never_starts_fails_every_goal_of_waiting():
+@pytest.mark.parametrize("text", ["p95 wait < 1h", "makespan_s < 1d", "ftf_max < 2"])
+def test_who_never_starts_fails_every_goal_of_time(text: str):
     rows = [job(0, 0, 100), job(99, NONE, NONE, phase="pending", waited_s=1.0)]
-    [goal] = parse_goals("p95 wait < 1h")
+    [goal] = parse_goals(text)
 
     assert goal.value(summarised(run_of(rows, until_s=100.0))) == math.inf
 

@@ -1,6 +1,7 @@
 """The public traces, by small samples with their real headers."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -219,3 +220,30 @@ def test_parquet_is_read_like_csv(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(TraceError, match="not readable parquet"):
         list(read_trace(tmp_path / "broken.parquet", "philly"))
+
+
+@pytest.mark.parametrize(
+    ("at_s", "work", "told"),
+    [
+        ("0", "1e308", "behaviour.work: 1e+308 takes more than 1e+11 s"),
+        ("1.7e12", "1", "at_s: 1.7e+12 s is more than 1e+11 s"),
+        ("-1e300", "1", "at_s: -1e+300 s is more than 1e+11 s"),
+        ("0", '1e6, "across_racks": 1e-6', "behaviour.work: 1e+06 takes more than 1e+11 s"),
+    ],
+)
+def test_times_that_only_a_mistake_can_tell_are_refused(tmp_path, at_s, work, told):
+    path = tmp_path / "trace.jsonl"
+    path.write_text(
+        '{"format": "lepton-trace", "version": 1}\n'
+        f'{{"at_s": {at_s}, "spec": {{"name": "a", "roles": [{{"name": "w"}}]}},'
+        f' "behaviour": {{"kind": "steady", "work": {work}}}}}\n'
+    )
+    with pytest.raises(TraceError, match=re.escape(f"{path}:2: {told}")):
+        list(read_trace(path))
+
+
+def test_run_times_beyond_belief_are_refused_in_every_format(tmp_path):
+    path = tmp_path / "log.swf"
+    path.write_text("1 0 5 1e300 16 -1 -1 16 3600 -1 1 7 1 1 2 -1 -1 -1\n")
+    with pytest.raises(TraceError, match=r"job '1': behaviour.work: 1e\+300 takes more than"):
+        list(read_trace(path))

@@ -1,5 +1,6 @@
 """`lepton replay`: what the daemon did, beside what another policy would have done."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,7 @@ def replay(
 
     from scheduler.cli import simulating as sim
     from scheduler.cli.simulate import show, write
+    from scheduler.core.model import JobKind
     from simulator.cases import Case, Source
     from simulator.cluster import cluster_of
     from simulator.comparison import compared
@@ -60,12 +62,16 @@ def replay(
         policies = sim.read_policies(asked)
         recording, run = read_recorded(path, journal.name)
         _check(journal, len(recording.jobs), len(recording.nodes))
+        # Services that run on would have a replay of nothing else go on for ever.
+        serves_only = all(job.spec.kind is JobKind.INFERENCE for job in recording.jobs)
+        until_s = run.until_s - recording.jobs[0].at_s if serves_only else math.inf
         cases = [
             Case(
                 cluster=cluster_of(recording.nodes, recording.queues),
                 source=Source(path=str(path), format="journal"),
                 deciding=choice,
                 outages=recording.outages,
+                until_s=until_s,
             )
             for choice in policies
         ]

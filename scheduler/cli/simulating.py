@@ -160,8 +160,11 @@ def read_source(asked: Mapping[str, Any]) -> Source:
 
 
 def _check_trace(asked: Mapping[str, Any]) -> None:
-    if bool(asked["trace"]) == bool(asked["preset"]):
+    if asked["trace"] and asked["preset"]:
         raise CommandError("give one of --trace and --preset", code=ExitCode.USAGE)
+    if not (asked["trace"] or asked["preset"] or asked["services"]):
+        rule = "give one of --trace, --preset and --services"
+        raise CommandError(rule, code=ExitCode.USAGE)
     for name in ("load", "stretch"):
         if not 0 < asked[name] < _MOST:
             raise CommandError(

@@ -25,7 +25,7 @@ from scheduler.core.errors import InvalidInput
 from scheduler.core.model import JobPhase, JobSpec, Launch, Role, Shape
 from simulator.traces.format import Assumptions, Format
 from simulator.traces.jobs import TRACE_LAUNCH
-from simulator.traces.rules import check_behaviour, check_roles, check_spec
+from simulator.traces.rules import check_behaviour, check_roles, check_spec, check_times
 from simulator.traces.source import Opening, Source
 from simulator.workload import FOREVER, Behaviour, Steady, TraceJob, TraceJobs
 
@@ -84,7 +84,9 @@ def decode_job(line: str) -> TraceJob:
     for name in ("startup_s", "restore_s", "save_s"):
         if values[name] < 0:
             raise InvalidInput(name, "must not be negative")
-    return TraceJob(**{**values, "spec": made, "behaviour": behaviour})
+    job = TraceJob(**{**values, "spec": made, "behaviour": behaviour})
+    check_times(job)
+    return job
 
 
 @cache

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from scheduler.core.errors import InvalidInput
 from scheduler.core.model import MILLI, JobSpec, Role, Shape
 from scheduler.quantities import MOST
-from simulator.workload import Behaviour, Steady
+from simulator.workload import FOREVER, Behaviour, Steady, TraceJob
 
 _SPEC_AMOUNTS = (
     "checkpoint_interval_s", "grace_s", "max_retries", "backoff_s", "time_limit_s",
@@ -17,6 +17,35 @@ _SPEC_AMOUNTS = (
 )  # fmt: skip
 _SHAPE_AMOUNTS = ("cpu_milli", "memory_mib", "gpus", "gpu_milli", "gpu_memory_mib")
 _FACTORS = ("across_racks", "beside_others")
+
+MOST_S = 1e11
+"""Some 3,000 years, as a moment or a time: more is a mistake, often of the unit."""
+
+
+def check_times(job: TraceJob) -> None:
+    """Refuse moments and run times of which only a mistake can tell."""
+    if not abs(job.at_s) <= MOST_S:
+        raise InvalidInput("at_s", too_long(job.at_s))
+    for name in ("startup_s", "restore_s"):
+        if not 0 <= getattr(job, name) <= MOST_S:
+            raise InvalidInput(name, too_long(getattr(job, name)))
+    if isinstance(job.behaviour, Steady):
+        work = job.behaviour.work
+        if work < FOREVER and work > MOST_S * _slowest(job.behaviour):
+            rule = f"{work:g} takes more than {MOST_S:g} s, some 3,000 years"
+            raise InvalidInput("behaviour.work", rule)
+
+
+def too_long(time_s: float) -> str:
+    """Return what is wrong with a time or moment that is too large."""
+    return f"{time_s:g} s is more than {MOST_S:g} s, some 3,000 years: is it in seconds?"
+
+
+def _slowest(steady: Steady) -> float:
+    """Return the least speed at which it may go, where it goes at all."""
+    slowest = min((s for _, s in steady.speeds if s > 0), default=1.0)
+    factors = [1.0, steady.across_racks, steady.beside_others, *(f for _, f in steady.scaling)]
+    return slowest * min(factor for factor in factors if factor > 0)
 
 
 def check_roles(roles: Iterable[Role]) -> None:
@@ -55,8 +84,11 @@ def _check_shape(shape: Shape, at: str) -> None:
 def check_spec(spec: JobSpec) -> None:
     """Refuse negative amounts, of which a scheduler would make nonsense."""
     for name in _SPEC_AMOUNTS:
-        if getattr(spec, name) < 0:
+        amount = getattr(spec, name)
+        if amount < 0:
             raise InvalidInput(f"spec.{name}", "must not be negative")
+        if name.endswith("_s") and amount > MOST_S:
+            raise InvalidInput(f"spec.{name}", too_long(amount))
     if abs(spec.priority) > MOST:
         raise InvalidInput("spec.priority", f"must be from -{MOST} to {MOST}")
     if not spec.weight > 0:
