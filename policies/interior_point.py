@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from policies.linear_program import Array
+from policies.newton import TO_THE_WALL, moved, products, reach
 
 TOLERANCE = 1e-9
 GOOD_ENOUGH = 1e-7
@@ -17,8 +18,6 @@ GOOD_ENOUGH = 1e-7
 SPOILT = 1e3
 """How much worse than the best point met a point must be for the rest to be hopeless."""
 MAX_STEPS = 80
-TO_THE_WALL = 0.995
-"""How far to go towards the first variable that would turn negative."""
 
 
 @dataclass(slots=True)
@@ -78,7 +77,7 @@ class Iterate:
             with np.errstate(all="ignore"):
                 for _ in range(MAX_STEPS):
                     newton = _Newton.at(self)
-                    gap = _products(self._primal(), self._dual())
+                    gap = products(self._primal(), self._dual())
                     worst = max(gap / (1 + abs(self.t)), newton.residual)
                     if worst < worst_of_best:
                         best, worst_of_best = self._point(), worst
@@ -97,9 +96,9 @@ class Iterate:
         """Look ahead along the straight way to the optimum, then go there by the centre."""
         n_pairs = self.x.size + 2 * len(self.y) + len(self.p)
         primal, dual, _ = newton.towards(self, [-a * b for a, b in self._pairs()])
-        left = _products(
-            _moved(self._primal(), primal, _reach(self._primal(), primal)),
-            _moved(self._dual(), dual, _reach(self._dual(), dual)),
+        left = products(
+            moved(self._primal(), primal, reach(self._primal(), primal)),
+            moved(self._dual(), dual, reach(self._dual(), dual)),
         )
         centre = (left / gap) ** 3 * gap / n_pairs
         aims = [
@@ -107,11 +106,11 @@ class Iterate:
             for (a, b), da, db in zip(self._pairs(), primal, dual, strict=True)
         ]
         primal, dual, dt = newton.towards(self, aims)
-        reach = _reach(self._primal(), primal, TO_THE_WALL)
-        self.t += reach * dt
-        self.x, self.e, self.s, self.c = _moved(self._primal(), primal, reach)
-        reach = _reach(self._dual(), dual, TO_THE_WALL)
-        self.z, self.y, self.w, self.p = _moved(self._dual(), dual, reach)
+        part = reach(self._primal(), primal, TO_THE_WALL)
+        self.t += part * dt
+        self.x, self.e, self.s, self.c = moved(self._primal(), primal, part)
+        part = reach(self._dual(), dual, TO_THE_WALL)
+        self.z, self.y, self.w, self.p = moved(self._dual(), dual, part)
 
     def _primal(self) -> list[Array]:
         return [self.x, self.e, self.s, self.c]
@@ -243,20 +242,6 @@ def _over_types(per_type: Array, table: Array) -> Array:
 def _between_types(left: Array, right: Array) -> Array:
     summed: Array = np.einsum("kj,lj->kl", left, right)
     return summed
-
-
-def _products(left: list[Array], right: list[Array]) -> float:
-    return sum(_inner(a, b) for a, b in zip(left, right, strict=True))
-
-
-def _moved(values: list[Array], changes: list[Array], reach: float) -> list[Array]:
-    return [v + reach * d for v, d in zip(values, changes, strict=True)]
-
-
-def _reach(values: list[Array], changes: list[Array], share: float = 1.0) -> float:
-    """Return the part of the step, at most 1, that goes `share` of the way to a zero."""
-    steepest = min(float((d / v).min()) for v, d in zip(values, changes, strict=True))
-    return 1.0 if steepest > -share else -share / steepest
 
 
 def equal_slices(demand: Array) -> Array:

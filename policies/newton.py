@@ -8,8 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.interior_point import TO_THE_WALL
 from policies.linear_program import Array
+
+TO_THE_WALL = 0.995
+"""How far to go towards the first variable that would turn negative."""
 
 Pairs = tuple[list[Array], list[Array]]
 """Primal variables, and their duals in the same places."""
@@ -66,7 +68,9 @@ def moved(values: list[Array], changes: list[Array], reach: float) -> list[Array
 
 def reach(values: list[Array], changes: list[Array], share: float = 1.0) -> float:
     """Return the part of the step, at most 1, that goes `share` of the way to a zero."""
+    # Of what is not there, 0 / 0 is no number, which the least one passes over.
     steepest = min(
-        float(quotient(d, v).min(initial=0.0)) for v, d in zip(values, changes, strict=True)
+        float(np.fmin.reduce(d / v, axis=None, initial=0.0))
+        for v, d in zip(values, changes, strict=True)
     )
     return 1.0 if steepest > -share else -share / steepest

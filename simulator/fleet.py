@@ -136,15 +136,7 @@ class Fleet:
             return
         self._machines.set_up(machine, False, now_s=now_s)
         machine.images.clear()
-        self._world.tell(
-            NodeHealthChanged(
-                at_s=now_s,
-                name=name,
-                is_up=False,
-                unhealthy_gpus=tuple(sorted(machine.broken_gpus)),
-                reason="down",
-            )
-        )
+        self._say_health(machine, "down")
         self._world.lose(self._world.engine.tasks_on(name), f"node {name} went down")
         self._news()
 
@@ -153,14 +145,7 @@ class Fleet:
         if machine.is_up or now_s < machine.down_until_s:
             return
         self._machines.set_up(machine, True, now_s=now_s)
-        self._world.tell(
-            NodeHealthChanged(
-                at_s=now_s,
-                name=name,
-                is_up=True,
-                unhealthy_gpus=tuple(sorted(machine.broken_gpus)),
-            )
-        )
+        self._say_health(machine, "")
         if machine.is_leaving and not machine.is_retiring:
             machine.is_leaving = False
             self._world.tell(NodeCordoned(at_s=now_s, name=name, is_cordoned=False))

@@ -7,7 +7,9 @@ as their lower-case words, absent optional fields as null, so that scripts see e
 import json
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from scheduler.cli.terminal import say
 
@@ -27,6 +29,11 @@ class Format(StrEnum):
     def is_for_people(self) -> bool:
         """Whether it is a table."""
         return self in {Format.TABLE, Format.WIDE}
+
+
+FormatOption = Annotated[
+    Format, typer.Option("--output", "-o", help="table, wide, json or yaml.")
+]
 
 
 def plain(message: "Message") -> dict[str, Any]:

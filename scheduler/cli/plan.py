@@ -8,7 +8,7 @@ import typer
 
 from scheduler.cli import trace_options as opts
 from scheduler.cli.errors import CommandError, ExitCode
-from scheduler.cli.output import Format
+from scheduler.cli.output import Format, FormatOption
 from scheduler.cli.terminal import libraries_aside, note
 
 if TYPE_CHECKING:
@@ -86,9 +86,7 @@ def plan(
     engine: opts.EngineName = opts.EngineChoice.PROCESSES,
     address: opts.Address = "",
     workers: opts.Workers = 0,
-    output: Annotated[
-        Format, typer.Option("--output", "-o", help="table, wide, json or yaml.")
-    ] = Format.TABLE,
+    output: FormatOption = Format.TABLE,
 ) -> None:
     """Find the cheapest machines on which the jobs of a trace meet goals.
 

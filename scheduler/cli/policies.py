@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scheduler.cli.output import Format
+from scheduler.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
     from policies.outside import Outsider
@@ -26,9 +26,7 @@ class _Entry:
 
 
 def policies(
-    output: Annotated[
-        Format, typer.Option("--output", "-o", help="table, wide, json or yaml.")
-    ] = Format.TABLE,
+    output: FormatOption = Format.TABLE,
     scores: Annotated[bool, typer.Option("--scores", help="List the scores instead.")] = False,
 ) -> None:
     """List the policies: what each aims at, and where it comes from.

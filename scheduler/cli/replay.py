@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from scheduler.cli import trace_options as opts
-from scheduler.cli.output import Format
+from scheduler.cli.output import Format, FormatOption
 
 
 def replay(
@@ -19,10 +19,7 @@ def replay(
     policy: Annotated[
         str, typer.Option(metavar="A,B,...", help="POLICY[:SCORE][:BACKFILL], to try.")
     ] = "lepton",
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="For report.html, report.json, figures.csv."),
-    ] = None,
+    out: opts.ReportFolder = None,
     score: opts.Score = "",
     backfill: opts.Backfill = "",
     round_: opts.RoundTime = "",
@@ -30,9 +27,7 @@ def replay(
     engine: opts.EngineName = opts.EngineChoice.PROCESSES,
     address: opts.Address = "",
     workers: opts.Workers = 0,
-    output: Annotated[
-        Format, typer.Option("--output", "-o", help="table, wide, json or yaml.")
-    ] = Format.TABLE,
+    output: FormatOption = Format.TABLE,
 ) -> None:
     """Simulate the past again under other policies, and compare with what happened.
 

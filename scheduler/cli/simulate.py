@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli import trace_options as opts
-from scheduler.cli.output import Format
+from scheduler.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
     from simulator.comparison import Comparison
@@ -24,10 +24,7 @@ def simulate(
         typer.Option(metavar="A,B,...", help="POLICY[:SCORE][:BACKFILL]; first: baseline."),
     ] = "lepton",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each policy.")] = 1,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="For report.html, report.json, figures.csv."),
-    ] = None,
+    out: opts.ReportFolder = None,
     jobs: opts.Jobs = None,
     load: opts.Load = 1.0,
     stretch: opts.Stretch = 1.0,
@@ -59,9 +56,7 @@ def simulate(
     engine: opts.EngineName = opts.EngineChoice.PROCESSES,
     address: opts.Address = "",
     workers: opts.Workers = 0,
-    output: Annotated[
-        Format, typer.Option("--output", "-o", help="table, wide, json or yaml.")
-    ] = Format.TABLE,
+    output: FormatOption = Format.TABLE,
 ) -> None:
     """Run jobs under one or more policies and compare what comes of it.
 

@@ -89,4 +89,8 @@ EngineName = Annotated[
 ]
 Address = Annotated[str, typer.Option(metavar="HOST:PORT", help="Of the engine's cluster.")]
 Workers = Annotated[int, typer.Option(min=0, metavar="N", help="At once; 0: one per core.")]
+ReportFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="For report.html, report.json, figures.csv."),
+]
 Page = Annotated[bool, typer.Option("--page/--no-page", help="Whether to write the HTML page.")]

@@ -57,7 +57,7 @@ from scheduler.core.shrinking import Cut, Shrinking
 from scheduler.core.sizes import resized, wants_sized
 from scheduler.core.snapshot import Snapshot
 from scheduler.core.space import Spot
-from scheduler.core.turnout import Turnout, running_rows
+from scheduler.core.turnout import Turnout, all_running
 
 BEFORE_A_WAVE = 16
 """Who waits longer and must not fit into what a wave frees: so many are looked at."""
@@ -94,7 +94,7 @@ def decide(
     if not gives_reasons and turnout.is_idle(snapshot):
         return Plan(
             now_s=snapshot.now_s,
-            wake_at_s=turnout.wake_at_s(snapshot, running_rows(snapshot)),
+            wake_at_s=turnout.wake_at_s(snapshot, all_running(snapshot)),
             granted=turnout.turn.granted if turnout.turn is not None else {},
         )
     return _Cycle(snapshot, policy, turnout, books=books, gives_reasons=gives_reasons).run()
@@ -759,7 +759,7 @@ class _Cycle:
     def _wake_at_s(self) -> float | None:
         """Return the next moment at which time alone changes the decision."""
         snapshot, jobs = self._snapshot, self._snapshot.jobs
-        running = running_rows(snapshot)
+        running = all_running(snapshot)
         others = [
             self._backfill.moments_s(np.array(self._without_room, np.intp)),
             jobs.may_resize_at_s[running[jobs.is_elastic[running]]],

@@ -26,7 +26,7 @@ from scheduler.core.placement import (
     place_gang,
     undo,
 )
-from scheduler.core.preemption import CPU_WEIGHT, Preemption, Victim
+from scheduler.core.preemption import Preemption, Victim, width_milli
 from scheduler.core.snapshot import Snapshot
 
 SETTLED_S = 600.0
@@ -225,10 +225,4 @@ def _widest_first(moves: Sequence[Victim]) -> list[Victim]:
 
 def _width(wants: tuple[Want, ...]) -> float:
     """Return how many GPUs' worth the tasks take without which the gang does not start."""
-    return (
-        sum(
-            len(want.must) * (want.shape.total_gpu_milli + CPU_WEIGHT * want.shape.cpu_milli)
-            for want in wants
-        )
-        / MILLI
-    )
+    return sum(len(want.must) * width_milli(want.shape) for want in wants) / MILLI

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from scheduler.core.draft import Draft
 from scheduler.core.model import Shape
 from scheduler.core.node_columns import CPU, MEMORY, BoolColumn, FloatColumn, IntColumn, Rows
 from scheduler.core.space import Booked, Space
+
+Column = TypeVar("Column", IntColumn, FloatColumn)
 
 AMOUNTS = 3
 """Columns of `Holdings.amount`: milli-CPU, MiB, thousandths of healthy GPUs."""
@@ -95,6 +98,27 @@ def run_starts(column: Rows) -> BoolColumn:
     return begins
 
 
+def _run_sums(values: Column, start: Rows) -> Column:
+    """Return the sum up to each value since where its run starts."""
+    total = np.cumsum(values, axis=0)
+    sums: Column = total - (total[start] - values[start])
+    return sums
+
+
+def gains(
+    node: Rows, amount: IntColumn, *, free: IntColumn, n_free: IntColumn, shape: Shape
+) -> tuple[Rows, IntColumn]:
+    """Return where the holders of its node start, and how many more such tasks fit, by holder.
+
+    Holders are given by node and go in that order; `n_free` tasks fit while all are there.
+    """
+    begins = run_starts(node)
+    start = np.maximum.accumulate(np.where(begins, np.arange(len(node)), 0))
+    copies = copies_of(free[node] + _run_sums(amount, start), shape)
+    before = np.where(begins, n_free[node], np.roll(copies, 1))
+    return start, copies - before
+
+
 @dataclass(frozen=True, slots=True)
 class Exodus:
     """Rows in the order in which they would have to go; the first ones, `likely`, may do."""
@@ -116,19 +140,11 @@ def exodus(held: Holdings, space: Space, shape: Shape, n_wanted: int) -> Exodus 
     n_free = np.where(could, copies_of(free, shape), 0)
     if not len(row):
         return Exodus([], row) if int(n_free.sum()) >= n_wanted else None
-    begins = run_starts(node)
-    start = np.maximum.accumulate(np.where(begins, np.arange(len(node)), 0))
-    amount = held.amount[kept]
-    gone = np.cumsum(amount, axis=0)
-    gone -= gone[start] - amount[start]
-    copies = copies_of(free[node] + gone, shape)
-    before = np.where(begins, n_free[node], np.roll(copies, 1))
-    gain = copies - before
+    start, gain = gains(node, held.amount[kept], free=free, n_free=n_free, shape=shape)
     if int(n_free.sum() + gain.sum()) < n_wanted:
         return None
     items = np.flatnonzero(gain > 0)
-    total = np.cumsum(cost)
-    spent = (total - (total[start] - cost[start]))[items]
+    spent = _run_sums(cost, start)[items]
     rank, n_items = _cheapest(gain[items], spent, start[items], n_wanted - space.room(shape))
     # A holder belongs to the next gain on its node; whoever follows the last gains nothing.
     item = np.searchsorted(items, np.arange(len(node)))
@@ -189,15 +205,9 @@ def subtree_prices(
     node, cost, amount = held.node[kept], (held.cost * held.share)[kept], held.amount[kept]
     if not len(node):
         return prices
-    begins = run_starts(node)
-    start = np.maximum.accumulate(np.where(begins, np.arange(len(node)), 0))
-    gone = np.cumsum(amount, axis=0)
-    gone -= gone[start] - amount[start]
-    copies = copies_of(free[node] + gone, shape)
-    gain = copies - np.where(begins, n_free[node], np.roll(copies, 1))
+    start, gain = gains(node, amount, free=free, n_free=n_free, shape=shape)
     items = np.flatnonzero(gain > 0)
-    total = np.cumsum(cost)
-    spent = (total - (total[start] - cost[start]))[items]
+    spent = _run_sums(cost, start)[items]
     first = run_starts(start[items])
     price = (spent - np.where(first, 0.0, np.roll(spent, 1))) / gain[items]
     of = domain[node[items]]
@@ -207,9 +217,7 @@ def subtree_prices(
         return prices
     starts = np.flatnonzero(run_starts(of))
     start = np.repeat(starts, np.diff(np.append(starts, len(of))))
-    n_gained = np.cumsum(gain)
-    n_gained -= n_gained[start] - gain[start]
-    used = np.clip(lacking[of] - (n_gained - gain), 0, gain)
+    used = np.clip(lacking[of] - (_run_sums(gain, start) - gain), 0, gain)
     sums = np.bincount(of, used * price, n_domains)
     gained = np.bincount(of, gain, n_domains)
     return np.where(lacking <= 0, 0.0, np.where(gained >= lacking, sums, np.inf))
@@ -289,9 +297,8 @@ def _parts(
     lack = np.zeros(int(nodes.max(initial=0)) + 1, np.int64)
     lack[nodes] = np.maximum(lacking, 0)
     begins = np.flatnonzero(run_starts(node))
-    total = np.cumsum(amount)
     start = np.repeat(begins, np.diff(np.append(begins, len(node))))
-    before = total - amount - (total[start] - amount[start])
+    before = _run_sums(amount, start) - amount
     used = np.clip(lack[node] - before, 0, amount)
     spent = np.bincount(node, used * price, len(lack))
     freed = np.bincount(node, used, len(lack))

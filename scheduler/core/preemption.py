@@ -238,7 +238,7 @@ class Preemption:
             is_game = np.zeros(len(jobs.jobs), np.bool_)
             is_game[self._game()] = True
             held = holdings_of(self._draft).of(is_game)
-            self._cost_gpu_s = _costs(self._draft.snapshot, held)
+            self._cost_gpu_s = costs_gpu_s(self._draft.snapshot, held, np.unique(held.row))
             order = np.lexsort((-jobs.sequence, jobs.priority, self._cost_gpu_s))
             rank = np.empty(len(order), np.intp)
             rank[order] = np.arange(len(order))
@@ -360,13 +360,17 @@ def _needs(wants: tuple[Want, ...]) -> list[tuple[Want, int]]:
     return musts or [(want, 1) for want in wants if want.may][:1]
 
 
-def _costs(snapshot: Snapshot, held: Holdings) -> FloatColumn:
-    """Return what stopping each job row costs: its width times the work lost, and a restart."""
+def width_milli(shape: Shape) -> float:
+    """Return what a task takes, in thousandths of GPUs: CPUs count by their weight."""
+    return shape.total_gpu_milli + CPU_WEIGHT * shape.cpu_milli
+
+
+def costs_gpu_s(snapshot: Snapshot, held: Holdings, rows: Rows) -> FloatColumn:
+    """Return by job row what stopping those jobs costs: width times work lost and a restart."""
     jobs = snapshot.jobs
     n_rows = len(jobs.jobs)
     cpu_milli = np.bincount(held.row, held.amount[:, CPU], n_rows)
     width = (jobs.gpu_milli + CPU_WEIGHT * cpu_milli) / MILLI
     cost_gpu_s = np.zeros(n_rows)
-    rows = np.unique(held.row)
     cost_gpu_s[rows] = width[rows] * (snapshot.unsaved_s(rows) + RESTART_S)
     return cost_gpu_s

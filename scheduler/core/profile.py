@@ -17,7 +17,7 @@ from scheduler.core.holdings import (
     asks_of,
     copies_of,
     free_of,
-    run_starts,
+    gains,
 )
 from scheduler.core.model import Shape
 from scheduler.core.node_columns import FloatColumn, IntColumn, Rows
@@ -155,12 +155,7 @@ def _earliest(
     node, ends_s, amount = node[kept], ends_s[kept], amount[kept]
     if not len(node):
         return np.inf
-    begins = run_starts(node)
-    start = np.maximum.accumulate(np.where(begins, np.arange(len(node)), 0))
-    gone = np.cumsum(amount, axis=0)
-    gone -= gone[start] - amount[start]
-    copies = copies_of(free[node] + gone, shape)
-    gain = copies - np.where(begins, n_free[node], np.roll(copies, 1))
+    _, gain = gains(node, amount, free=free, n_free=n_free, shape=shape)
     order = np.argsort(ends_s, kind="stable")
     enough = np.searchsorted(np.cumsum(gain[order]), n_lacking)
     return float(ends_s[order[enough]]) if enough < len(order) else np.inf

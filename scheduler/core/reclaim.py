@@ -14,18 +14,17 @@ import numpy as np
 from scheduler.core.claims import Claim
 from scheduler.core.draft import Draft
 from scheduler.core.holdings import asks_of, free_of, holdings_of, run_starts
-from scheduler.core.model import MILLI, Shape
+from scheduler.core.model import Shape
 from scheduler.core.needs import Amounts, least_of
-from scheduler.core.node_columns import CPU, BoolColumn, FloatColumn, Rows
+from scheduler.core.node_columns import BoolColumn, Rows
 from scheduler.core.placement import Member, Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
 from scheduler.core.preemption import (
     ANY_PRIORITY,
-    CPU_WEIGHT,
-    RESTART_S,
     Victim,
     ceilings_of,
     cheapest_subtrees,
+    costs_gpu_s,
 )
 from scheduler.core.quotas import OWED_NOTHING_AT_ALL, Excess, Quotas
 from scheduler.core.space import Space
@@ -173,11 +172,7 @@ class _Table:
         is_game = np.zeros(len(jobs.jobs), np.bool_)
         is_game[fair_game] = True
         held = holdings_of(draft).of(is_game)
-        cpu_milli = np.bincount(held.row, held.amount[:, CPU], len(jobs.jobs))
-        width = (jobs.gpu_milli + CPU_WEIGHT * cpu_milli) / MILLI
-        self.cost_gpu_s: FloatColumn = np.zeros(len(jobs.jobs))  # by job row
-        rows = fair_game
-        self.cost_gpu_s[rows] = width[rows] * (snapshot.unsaved_s(rows) + RESTART_S)
+        self.cost_gpu_s = costs_gpu_s(snapshot, held, fair_game)
         order = np.lexsort(
             (
                 -jobs.sequence[held.row],
@@ -194,9 +189,9 @@ class _Table:
         self.row: Rows = held.row[order]
         self.node: Rows = held.node[order]
         self.amount = [column[order] for column in held.amount.T]
-        self.by_cost: Rows = rows[
-            np.lexsort((-jobs.sequence[rows], jobs.priority[rows], self.cost_gpu_s[rows]))
-        ]
+        youth, priority = -jobs.sequence[fair_game], jobs.priority[fair_game]
+        cheapest_first = np.lexsort((youth, priority, self.cost_gpu_s[fair_game]))
+        self.by_cost: Rows = fair_game[cheapest_first]
 
     def nodes_for(
         self, shape: Shape, space: Space, is_allowed: BoolColumn

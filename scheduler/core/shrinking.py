@@ -19,14 +19,15 @@ from scheduler.core import capacity
 from scheduler.core.claims import Claim
 from scheduler.core.draft import Draft
 from scheduler.core.holdings import exodus, in_turn
-from scheduler.core.model import JobKind, Task, TaskPhase
+from scheduler.core.model import MILLI, JobKind, Task, TaskPhase
 from scheduler.core.needs import least_of
 from scheduler.core.node_columns import BoolColumn, Rows
 from scheduler.core.placement import Shortfall, Want, could_place, hold_later
 from scheduler.core.ports import PreemptionRule
+from scheduler.core.preemption import width_milli
 from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.reclaim import MOST_TRIES, Room, hold_admitted, of_type
-from scheduler.core.spares import Spares, width_of
+from scheduler.core.spares import Spares
 
 
 @dataclass(slots=True)
@@ -155,7 +156,7 @@ class Shrinking:
         has_cooled = jobs.is_elastic[rows] & (jobs.may_resize_at_s[rows] <= now_s)
         rows = rows[has_cooled | self._is_cut[rows]]
         spares.look_at(rows)
-        width = sum(width_of(w.shape) * len(w.must) for w in least_of(wants))
+        width = sum(width_milli(w.shape) / MILLI * len(w.must) for w in least_of(wants))
         gains = spares.cost_gpu_s[rows] < width * spares.cooldown_s[rows] + 1e-9
         surplus = np.zeros(len(self._is_cut), np.bool_)
         surplus[rows[gains & (spares.n_surplus[rows] > 0)]] = True

@@ -13,7 +13,7 @@ import numpy as np
 from scheduler.core.holdings import AMOUNTS, Holdings, asks_of
 from scheduler.core.model import MILLI, JobKind, Shape, Task, TaskPhase
 from scheduler.core.node_columns import BoolColumn, FloatColumn, IntColumn, Rows
-from scheduler.core.preemption import CPU_WEIGHT, RESTART_S
+from scheduler.core.preemption import RESTART_S, width_milli
 from scheduler.core.snapshot import Snapshot
 
 _NO_ROLES: Mapping[str, int] = {}
@@ -162,7 +162,7 @@ class Spares:
                 self._shapes.setdefault(shape, len(self._shapes))
             self._gangs[gang] = (
                 {role: self._shapes[shape] for role, shape in shapes.items()},
-                {role: width_of(shape) for role, shape in shapes.items()},
+                {role: width_milli(shape) / MILLI for role, shape in shapes.items()},
             )
         return self._gangs[gang]
 
@@ -189,7 +189,7 @@ class Spares:
             jobs, shapes = self.snapshot.jobs, list(self._shapes)
             row, shape = np.array(self.row_of, np.intp), np.array(self._shape_of, np.intp)
             amounts = np.array([asks_of(s) for s in shapes], np.int64).reshape(-1, AMOUNTS)
-            alone = np.array([width_of(s) for s in shapes], np.float64) * RESTART_S
+            alone = np.array([width_milli(s) for s in shapes], np.float64) / MILLI * RESTART_S
             self._units = _Units(
                 row=row,
                 node=np.array(self._node_of, np.intp),
@@ -198,8 +198,3 @@ class Spares:
                 by_age=np.lexsort((-jobs.sequence[row], jobs.priority[row])),
             )
         return self._units
-
-
-def width_of(shape: Shape) -> float:
-    """Return what a task takes, in GPUs."""
-    return (shape.total_gpu_milli + CPU_WEIGHT * shape.cpu_milli) / MILLI

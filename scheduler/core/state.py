@@ -61,16 +61,13 @@ from scheduler.core.queue_tree import (
     lineage,
 )
 from scheduler.core.records import NOTHING_RECEIVED, JobRecord, NodeView
-from scheduler.core.rows import with_row
+from scheduler.core.rows import FIRST_ROWS, with_row
 from scheduler.core.sharing import may_share
 from scheduler.core.snapshot import ChangeLog, Mark, Snapshot
 from scheduler.core.usage import UsageAverages
 
 CHANGES_KEPT = 200_000
 """Changed rows that are remembered for books that are kept from decision to decision."""
-
-FIRST_ROWS = 64
-"""Rows the job table starts with; it doubles when it is full."""
 
 
 # Looked up once: on its class a member takes five times as long to find (CPython 3.11).

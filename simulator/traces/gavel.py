@@ -48,16 +48,8 @@ def read_throughputs(path: Path) -> dict[JobType, Speeds]:
     The file maps GPU types to job types, `('NAME', GPUS)`, to `{"null": steps per second}`.
     """
     source = Source(path)
-    try:
-        by_gpu_type = msgspec.json.decode(
-            source.text(), type=dict[str, dict[str, dict[str, Any]]]
-        )
-    except msgspec.DecodeError as error:
-        raise source.error(f"not a file of throughputs: {error}") from None
     found: dict[JobType, dict[str, float]] = {}
-    for gpu_type, by_job_type in by_gpu_type.items():
-        if gpu_type.endswith(_SPREAD_OUT):
-            continue
+    for gpu_type, by_job_type in _by_gpu_type(source):
         for text, steps_per_s in by_job_type.items():
             alone = steps_per_s.get("null")
             if not isinstance(alone, int | float) or alone < 0:
@@ -65,7 +57,7 @@ def read_throughputs(path: Path) -> dict[JobType, Speeds]:
                     "steps per second must be a number, not negative", column=text
                 )
             if alone > 0:
-                found.setdefault(_job_type(source, text), {})[gpu_type.upper()] = float(alone)
+                found.setdefault(_job_type(source, text), {})[gpu_type] = float(alone)
     return {job_type: tuple(sorted(speeds.items())) for job_type, speeds in found.items()}
 
 
@@ -81,16 +73,8 @@ def read_beside(path: Path) -> Beside:
     In the file of `read_throughputs` a job type maps others to the steps per second of both.
     """
     source = Source(path)
-    try:
-        by_gpu_type = msgspec.json.decode(
-            source.text(), type=dict[str, dict[str, dict[str, Any]]]
-        )
-    except msgspec.DecodeError as error:
-        raise source.error(f"not a file of throughputs: {error}") from None
     found: dict[JobType, list[SharedThroughput]] = {}
-    for gpu_type, by_job_type in by_gpu_type.items():
-        if gpu_type.endswith(_SPREAD_OUT):
-            continue
+    for gpu_type, by_job_type in _by_gpu_type(source):
         for text, steps_per_s in by_job_type.items():
             one = _job_type(source, text)
             for beside, both in steps_per_s.items():
@@ -102,7 +86,7 @@ def read_beside(path: Path) -> Beside:
                 if other.n_gpus == one.n_gpus and min(both) > 0:
                     found.setdefault(one, []).append(
                         SharedThroughput(
-                            gpu_type=gpu_type.upper(),
+                            gpu_type=gpu_type,
                             beside=profile_of(other),
                             per_s=float(both[0]),
                         )
@@ -117,6 +101,17 @@ def profile_of(job_type: JobType) -> str:
     """Return the name under which others say how they run beside such a job."""
     name, n_gpus = job_type
     return name if n_gpus == 1 else f"{name} on {n_gpus} GPUs"
+
+
+def _by_gpu_type(source: Source) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """Yield the types of GPUs, and by job type what was measured on them."""
+    try:
+        tables = msgspec.json.decode(source.text(), type=dict[str, dict[str, dict[str, Any]]])
+    except msgspec.DecodeError as error:
+        raise source.error(f"not a file of throughputs: {error}") from None
+    for gpu_type, by_job_type in tables.items():
+        if not gpu_type.endswith(_SPREAD_OUT):
+            yield gpu_type.upper(), by_job_type
 
 
 def _job_type(source: Source, text: str) -> JobType:
