@@ -202,8 +202,7 @@ def grow(
     wait for capacity: what they could use is left alone. Nothing is booked on the draft.
     """
     snapshot, jobs, grown = draft.snapshot, draft.snapshot.jobs, Grown()
-    running = snapshot.running_rows()
-    running = running[jobs.is_elastic[running]]
+    running = snapshot.running_rows(jobs.is_elastic)
     running = running[jobs.may_resize_at_s[running] <= snapshot.now_s]
     if not len(running) and not started:
         return grown

@@ -63,8 +63,7 @@ class Shrinking:
         self.draft = draft
         self._quotas = quotas
         self._rule = rule
-        jobs, running = draft.snapshot.jobs, draft.snapshot.running_rows()
-        rows: Rows = running[jobs.is_divisible[running]]
+        rows: Rows = draft.snapshot.running_rows(draft.snapshot.jobs.is_divisible)
         if services_only:
             kinds = [draft.snapshot.job_at(row).spec.kind for row in rows.tolist()]
             rows = rows[np.array([kind is JobKind.INFERENCE for kind in kinds], np.bool_)]

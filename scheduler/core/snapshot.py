@@ -118,9 +118,15 @@ class Snapshot:
         ready &= self.tree.is_started[self.jobs.queue[rows]]
         return ready
 
-    def running_rows(self) -> Rows:
-        """Return the jobs with live tasks that were not all asked to stop, as they arrived."""
-        rows = self.in_scope(np.flatnonzero(self.jobs.phase == PHASE_CODE[JobPhase.RUNNING]))
+    def running_rows(self, among: BoolColumn | None = None) -> Rows:
+        """Return the jobs with live tasks that were not all asked to stop, as they arrived.
+
+        Those of the job rows that `among` marks, if it is given: there are few to sort.
+        """
+        is_running = self.jobs.phase == PHASE_CODE[JobPhase.RUNNING]
+        rows = self.in_scope(
+            np.flatnonzero(is_running if among is None else is_running & among)
+        )
         return rows[np.argsort(self.jobs.sequence[rows])]
 
     def preemptible_rows(self) -> Rows:

@@ -180,11 +180,11 @@ class Space:
 
     def best(self, shape: Shape) -> int | None:
         """Return the row of the best node that can take one more such task now."""
-        score = self._scores(shape)
+        known = self._known(shape)
+        score = known.score
         if not len(score):
             return None
         if self._focus is None:
-            known = self._candidates[shape]
             if known.best < 0:
                 known.best = int(score.argmax())
             row = known.best
@@ -195,7 +195,7 @@ class Space:
 
     def scores(self, shape: Shape) -> FloatColumn:
         """Return the score of every node for one more such task, `NO` where it does not fit."""
-        score = self._scores(shape)
+        score = self._known(shape).score
         return score if self._focus is None else np.where(self._focus, score, NO)
 
     def could_take(self, shape: Shape) -> BoolColumn:
@@ -223,10 +223,9 @@ class Space:
 
     def copies(self, shape: Shape) -> IntColumn:
         """Return how many more such tasks fit on each node."""
-        score = self._scores(shape)
-        known = self._candidates[shape]
+        known = self._known(shape)
         if known.copies is None:
-            known.copies = np.zeros(len(score), np.int64)
+            known.copies = np.zeros(len(known.score), np.int64)
             self._count(known, np.flatnonzero(known.allowed))
         elif known.n_counted < len(self._changed):
             changed = np.array(sorted(set(self._changed[known.n_counted :])), np.intp)
@@ -371,26 +370,18 @@ class Space:
             self.version[row] += 1
 
     def _be_as(self, nodes: NodeColumns, rows: Iterable[int]) -> None:
-        self._unwritten.clear()  # all of them are among these rows
-        mine, at = self._columns, sorted(rows)
-        mine.free[at] = nodes.free[at]
-        mine.device_free[at] = nodes.device_free[at]
-        mine.device_used[at] = nodes.device_used[at]
-        mine.device_memory_free[at] = nodes.device_memory_free[at]
-        mine.n_tasks[at] = nodes.n_tasks[at]
-        mine.n_by_width[at] = nodes.n_by_width[at]
-        opened = [row for row in at if row in self._books]
-        read_again([self._books[row] for row in opened], mine, opened)
+        at = sorted(rows)
+        read_again([self._on(row) for row in at], nodes, at)
         for row in at:
-            self._changed.append(row)
-            self.version[row] += 1
+            self._note(row)
 
     def _reread(self, rows: Iterable[int]) -> None:
         """Forget the books of nodes whose columns were written to."""
         for row in rows:
             self._books.pop(row, None)
 
-    def _scores(self, shape: Shape) -> FloatColumn:
+    def _known(self, shape: Shape) -> _Candidates:
+        """Return the scores for a shape, as of now."""
         known = self._candidates.get(shape)
         if known is None:
             known = _Candidates(
@@ -417,7 +408,7 @@ class Space:
             else:
                 self._refresh(known, np.array(list(changed), np.intp))
             known.n_seen = len(self._changed)
-        return known.score
+        return known
 
     def _refresh_each(
         self, known: _Candidates, of_node: Callable[[NodeBooks], float], rows: set[int]
