@@ -26,6 +26,7 @@ class NodeBooks:
         "device_memory_mib",
         "device_used",
         "is_healthy",
+        "is_open",
         "kind",
         "kinds",
         "memory_mib",
@@ -43,6 +44,8 @@ class NodeBooks:
         self.kinds = nodes.kinds
         self.kind = int(nodes.kind[row])
         self.n_gpus = int(nodes.n_gpus[row])
+        is_closed = nodes.is_cordoned[row] or nodes.is_draining[row] or nodes.is_removed[row]
+        self.is_open = bool(nodes.is_up[row] and not is_closed)  # to new tasks
         self.is_healthy: list[bool] = nodes.is_healthy[row].tolist()
         self.device_memory_mib = int(nodes.device_memory_mib[row])
         self.read(
@@ -80,6 +83,7 @@ class NodeBooks:
         other = object.__new__(NodeBooks)
         other.node, other.kinds, other.kind = self.node, self.kinds, self.kind
         other.n_gpus, other.is_healthy = self.n_gpus, self.is_healthy
+        other.is_open = self.is_open
         other.device_memory_mib = self.device_memory_mib
         other.cpu_milli, other.memory_mib = self.cpu_milli, self.memory_mib
         other.n_whole, other.most_milli = self.n_whole, self.most_milli
@@ -185,16 +189,14 @@ class NodeBooks:
             milli, memory_mib = sign * milli, sign * memory_mib
             self.n_by_width[capacity.width_of(shape)] += sign
             used, memory_free = self.device_used, self.device_memory_free
-            left, is_healthy, n_whole = self.device_free, self.is_healthy, self.n_whole
+            left, is_healthy = self.device_free, self.is_healthy
             for device in devices:
                 used[device] = taken = used[device] + milli
                 memory_free[device] -= memory_mib
                 if is_healthy[device]:
-                    had, has = left[device], MILLI - taken if taken < MILLI else 0
-                    left[device] = has
-                    n_whole += (has == MILLI) - (had == MILLI)
-            self.n_whole = n_whole
-            self.most_milli = MILLI if n_whole else max(left)
+                    left[device] = MILLI - taken if taken < MILLI else 0
+            self.n_whole = left.count(MILLI)
+            self.most_milli = MILLI if self.n_whole else max(left)
 
     def lower_to(self, other: "NodeBooks") -> None:
         """Offer at most what the other books of the node offer."""

@@ -98,7 +98,8 @@ class ClusterState:
         self._lines: dict[QueueName, list[Queue]] = {}  # of queues that were asked for
         self.n_live: Counter[QueueName] = Counter()  # jobs of each queue
         self.n_live_of: Counter[tuple[QueueName, str]] = Counter()  # of each submitter in it
-        self._queue_used = np.zeros((1, FIRST_TYPE), np.int64)  # by live tasks, per resource
+        # By live tasks, [queues][resources]: in plain integers, as every task changes them.
+        self._queue_used = [[0] * FIRST_TYPE]
         self.usage = UsageAverages()  # rows and columns as in `_queue_used`
         self.usage.make_room(1, FIRST_TYPE)
         self._gpu_types: dict[str, int] = {}  # columns of `_queue_used`, from FIRST_TYPE on
@@ -130,7 +131,7 @@ class ClusterState:
             gangs=self._gangs,
             queues=self.tree.queues,
             tree=self.tree,
-            queue_used=self._queue_used[:, self._columns],
+            queue_used=self._used(),
             queue_average=self.queue_average(now_s),
             mark=self._marked(),
         )
@@ -351,7 +352,8 @@ class ClusterState:
         """Count what a task takes as used by its queue, or no longer."""
         queue = self.queue_number[record.job.spec.queue]
         used = self._queue_used[queue]
-        self.usage.advance(queue, used, self.now_s)
+        if self.usage.half_life_s:
+            self.usage.advance(queue, np.array(used), self.now_s)
         if shape.cpu_milli:
             used[CPU] += sign * shape.cpu_milli
         if shape.memory_mib:
@@ -370,12 +372,11 @@ class ClusterState:
         row = nodes.row_of.get(task.node)
         if row is None:
             return False
-        shape = record.shape_of(task)
-        is_open = nodes.is_up[row] and not nodes.is_cordoned[row] and not nodes.is_draining[row]
-        if not is_open or not nodes.static_fit(shape)[row]:
+        shape, books = record.shape_of(task), self._books_of(row)
+        if not books.is_open or not nodes.static_fit(shape)[row]:
             return False
         if beside is None:
-            return self._books_of(row).can_take(shape, task.devices)
+            return books.can_take(shape, task.devices)
         self._write_nodes()
         holds = [(t.node, t.devices) for t in beside.live_tasks() if t.stop_cause is None]
         return (
@@ -581,9 +582,9 @@ class ClusterState:
         self._lines.clear()
         n_missing = len(self.queues) - len(self._queue_used)
         if n_missing > 0:
-            more = np.zeros((n_missing, self._queue_used.shape[1]), np.int64)
-            self._queue_used = np.vstack([self._queue_used, more])
-            self.usage.make_room(*self._queue_used.shape)
+            n_resources = len(self._queue_used[0])
+            self._queue_used += [[0] * n_resources for _ in range(n_missing)]
+            self.usage.make_room(len(self._queue_used), n_resources)
         if is_new:
             self.usage.begin(number, self.now_s)
         for gpu_type in gpu_types_of(queue):
@@ -642,20 +643,26 @@ class ClusterState:
 
     def queue_used(self) -> IntColumn:
         """Return what live tasks of each queue and all below it use, in the tree's columns."""
-        tree = self.tree
-        return tree.rolled_up(self._queue_used[:, self._columns])
+        return self.tree.rolled_up(self._used())
+
+    def _used(self) -> IntColumn:
+        """Return what live tasks of each queue use by themselves, in the tree's columns."""
+        _ = self.tree  # which brings the columns up to date
+        return np.array(self._queue_used, np.int64)[:, self._columns]
 
     def queue_average(self, now_s: float) -> FloatColumn | None:
         """Return what each queue used lately, in the tree's columns; None: nobody remembers."""
         if not self.usage.half_life_s:
             return None
         _ = self.tree  # which brings the columns up to date
-        average: FloatColumn = self.usage.at(self._queue_used, now_s)[:, self._columns]
+        used = np.array(self._queue_used, np.int64)
+        average: FloatColumn = self.usage.at(used, now_s)[:, self._columns]
         return average
 
     def change_half_life(self, half_life_s: float) -> None:
         """Let the past use of queues count, or not."""
-        self.usage.change_half_life(half_life_s, self._queue_used, self.now_s)
+        used = np.array(self._queue_used, np.int64)
+        self.usage.change_half_life(half_life_s, used, self.now_s)
         self._tree = None
 
     def dump_usage(self) -> tuple[UsageDump, ...]:
@@ -702,7 +709,7 @@ class ClusterState:
         if not tree.has_ceilings and not tree.has_reserves:
             return None
         ceiling = ceilings(tree, capacity_of(self._node_table, tree))
-        return Ledger(tree, self._queue_used[:, self._columns], ceiling)
+        return Ledger(tree, self._used(), ceiling)
 
     def amounts(self, record: JobRecord, tasks: Iterable[Task]) -> IntColumn:
         """Return what tasks on their nodes take together, in the tree's columns."""
@@ -725,10 +732,10 @@ class ClusterState:
 
     def _add_gpu_type(self, gpu_type: str) -> None:
         if gpu_type not in self._gpu_types:
-            self._gpu_types[gpu_type] = self._queue_used.shape[1]
-            more = np.zeros((len(self._queue_used), 1), np.int64)
-            self._queue_used = np.hstack([self._queue_used, more])
-            self.usage.make_room(*self._queue_used.shape)
+            self._gpu_types[gpu_type] = len(self._queue_used[0])
+            for used in self._queue_used:
+                used.append(0)
+            self.usage.make_room(len(self._queue_used), len(self._queue_used[0]))
             self._tree = None
 
 
