@@ -214,10 +214,13 @@ def alone_s(trace: TraceJob, node_types: dict[str, int]) -> float:
     """
     spec, n_tasks = trace.spec, trace.spec.n_tasks
     n_gpus = spec.total_gpu_milli / MILLI
-    wanted = {gpu_type for role in spec.roles for gpu_type in role.shape.gpu_types}
-    types = [t for t in node_types if t in wanted or not wanted] if n_gpus else [""]
+    wanted: set[str] = set()
+    for role in spec.roles:
+        wanted.update(role.shape.gpu_types)
     best = FOREVER
-    for gpu_type in types:
+    for gpu_type in node_types if n_gpus else ("",):
+        if wanted and n_gpus and gpu_type not in wanted:
+            continue
         width = node_types.get(gpu_type, 0) if n_gpus else 0
         n_nodes = max(1, -(-int(n_gpus) // width) if width else n_tasks)
         gang = _gang_on_one_type(n_tasks, n_gpus, gpu_type, n_nodes)

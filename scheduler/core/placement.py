@@ -215,7 +215,7 @@ def placement_of(
     is_gang = snapshot.jobs.phase[row] == _PENDING
     if len(members) > 1 and is_gang:
         members = _along(snapshot.nodes.tree(levels).position, members)
-    binds = tuple(
+    binds = [
         Bind(
             task=TaskId(job.id, member.want.role, member.index, attempt),
             node=nodes[member.spot.row].name,
@@ -223,7 +223,7 @@ def placement_of(
             devices=member.spot.devices,
         )
         for rank, member in enumerate(members)
-    )
+    ]
     near = members[0].want.near
     together: tuple[str, ...] = ()
     if near is not None and near.required:
@@ -232,7 +232,7 @@ def placement_of(
         together = tree.labels(required) if required is not None else ()
     return Placement(
         job_id=job.id,
-        binds=binds,
+        binds=tuple(binds),
         world_size=len(members) if is_gang else job.spec.n_tasks,
         together=together,
     )

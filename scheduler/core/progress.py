@@ -96,15 +96,9 @@ def _verified(
     """Return the tasks of a placement if it still holds as a whole, else None."""
     if not _is_wanted(state, record, placement):
         return None
+    world_size = placement.world_size
     tasks = [
-        Task(
-            id=bind.task,
-            node=bind.node,
-            rank=bind.rank,
-            world_size=placement.world_size,
-            devices=bind.devices,
-            bound_at_s=at_s,
-        )
+        Task(bind.task, bind.node, bind.rank, world_size, bind.devices, _BOUND, at_s)
         for bind in placement.binds
     ]
     if placement.together and not _are_together(state, record, tasks, placement.together):
@@ -151,7 +145,6 @@ def _is_wanted(state: ClusterState, record: JobRecord, placement: Placement) -> 
     spec, attempt = record.job.spec, record.attempt + 1
     roles = {role.name: role for role in spec.roles}
     bound = dict.fromkeys(roles, 0)
-    members = set()
     for bind in placement.binds:
         job_id, name, index, of_attempt = bind.task
         role = roles.get(name)
@@ -160,8 +153,7 @@ def _is_wanted(state: ClusterState, record: JobRecord, placement: Placement) -> 
         if not 0 <= index < (role.max_count if spec.elastic else role.count):
             return False
         bound[name] += 1
-        members.add((name, index))
-    if len(members) < len(placement.binds):
+    if len({bind.task for bind in placement.binds}) < len(placement.binds):
         return False
     if record.phase is _PENDING:
         return not state.n_unmet.get(record.id) and all(
@@ -169,6 +161,7 @@ def _is_wanted(state: ClusterState, record: JobRecord, placement: Placement) -> 
         )
     if spec.kind is not _INFERENCE or record.phase is not _RUNNING:
         return False
+    members = {(bind.task.role, bind.task.index) for bind in placement.binds}
     return members.isdisjoint([(t.id.role, t.id.index) for t in record.live_tasks()])
 
 
