@@ -12,7 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from decide import LAUNCH, add_nodes, cluster, spec_of, timed
+from decide import timed
+from decide_cases import LAUNCH, add_nodes, cluster, spec_of
 from report import report
 
 from policies.registry import policy_named

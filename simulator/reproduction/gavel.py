@@ -22,7 +22,8 @@ from scheduler.core.node_columns import NodeColumns, Rows
 from scheduler.core.ports import Backfilling, Policy
 from scheduler.core.snapshot import Snapshot
 from simulator.cluster import SimulatedCluster, cluster_of
-from simulator.reproduction.gavel_rounds import ROUND_S, ROUNDING, GavelRule, Rounds, rule_of
+from simulator.reproduction.gavel_rounds import ROUND_S, ROUNDING, Rounds
+from simulator.reproduction.gavel_rule import GavelRule, rule_of
 from simulator.reproduction.gavel_shares import (
     GAVEL_POLICIES,
     OUR_POLICIES,
