@@ -12,12 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from scheduler.core import capacity
+from scheduler.core.fitting import copies_on, fits_on
 from scheduler.core.model import MILLI, Levels, Shape
-from scheduler.core.node_books import WITHOUT_END, NodeBooks, read_again, write_back
+from scheduler.core.node_books import NodeBooks, read_again, write_back
 from scheduler.core.node_columns import (
-    CPU,
-    GPUS,
-    MEMORY,
     BoolColumn,
     FloatColumn,
     IntColumn,
@@ -48,7 +46,6 @@ class _Candidates:
     """The score of every node for one shape, as of `n_seen` changes of the space."""
 
     shape: Shape
-    need: IntColumn  # [4]
     allowed: BoolColumn  # [N] open, and the shape could ever go there
     score: FloatColumn  # [N]
     n_seen: int
@@ -240,39 +237,13 @@ class Space:
         if len(rows) <= FEW:
             known.copies[rows] = [self._on(row).copies(known.shape) for row in rows.tolist()]
         else:
-            known.copies[rows] = self._copies(known.shape, rows)
+            known.copies[rows] = copies_on(self.nodes, rows, known.shape)
 
     def copies_among(self, shape: Shape, devices: BoolColumn) -> IntColumn:
         """Return how many more such tasks fit on each node with these of its devices only."""
         rows = np.flatnonzero(self.scores(shape) > NO)
         copies = np.zeros(len(self.nodes.nodes), np.int64)
-        copies[rows] = self._copies(shape, rows, devices)
-        return copies
-
-    def _copies(self, shape: Shape, rows: Rows, devices: BoolColumn | None = None) -> IntColumn:
-        free = self.nodes.free[rows]
-        # A shape that asks for nothing fits without end; sums must not overflow.
-        copies = np.full(len(rows), WITHOUT_END)
-        if shape.cpu_milli:
-            copies = np.minimum(copies, free[:, CPU] // shape.cpu_milli)
-        if shape.memory_mib:
-            copies = np.minimum(copies, free[:, MEMORY] // shape.memory_mib)
-        if shape.gpus:
-            whole = free[:, GPUS]
-            if devices is not None:
-                is_whole = self.nodes.device_free[rows] == MILLI
-                whole = np.count_nonzero(is_whole & devices[rows], axis=1)
-            copies = np.minimum(copies, whole // shape.gpus)
-        if shape.gpu_milli:
-            per_device = self.nodes.device_free[rows] // shape.gpu_milli
-            memory_mib = self._memory_mib(shape, rows)
-            # Less than none is free where two tasks are booked on a device that one must leave.
-            free_mib = np.maximum(self.nodes.device_memory_free[rows], 0)
-            in_memory = free_mib // np.maximum(memory_mib, 1)
-            per_device = np.where(memory_mib, np.minimum(per_device, in_memory), per_device)
-            if devices is not None:
-                per_device = np.where(devices[rows], per_device, 0)
-            copies = np.minimum(copies, per_device.sum(axis=1))
+        copies[rows] = copies_on(self.nodes, rows, shape, devices)
         return copies
 
     def place(
@@ -386,9 +357,6 @@ class Space:
         if known is None:
             known = _Candidates(
                 shape=shape,
-                need=np.array(
-                    [shape.cpu_milli, shape.memory_mib, shape.gpus, shape.gpu_milli], np.int64
-                ),
                 allowed=self._open & self._columns.static_fit(shape),
                 score=np.full(len(self._columns.nodes), NO),
                 n_seen=len(self._changed),
@@ -415,7 +383,8 @@ class Space:
     ) -> None:
         """Score these rows again, and keep the best one if that follows from it."""
         shape, score, allowed, opened = known.shape, known.score, known.allowed, self._books
-        cpu_milli, memory_mib, gpus, milli = known.need.tolist()
+        cpu_milli, memory_mib = shape.cpu_milli, shape.memory_mib
+        gpus, milli = shape.gpus, shape.gpu_milli
         best = known.best
         top = score[best] if best >= 0 else np.inf
         highest, first = NO, -1
@@ -443,27 +412,8 @@ class Space:
     def _refresh(self, known: _Candidates, rows: Rows) -> None:
         shape = known.shape
         known.best = -1
-        free = self.nodes.free
-        fits = known.allowed[rows]
-        for column, need in enumerate(known.need.tolist()):
-            fits &= free[rows, column] >= need
-        if shape.gpu_milli:
-            fits &= self._has_fraction(shape, rows)
+        fits = known.allowed[rows] & fits_on(self.nodes, rows, shape)
         known.score[rows] = NO
         fitting = rows[fits]
         if len(fitting):
             known.score[fitting] = self._score(self.nodes, shape, fitting)
-
-    def _has_fraction(self, shape: Shape, rows: Rows) -> BoolColumn:
-        """Return where one device has both the fraction and the memory that goes with it."""
-        nodes = self.nodes
-        has_both = nodes.device_free[rows] >= shape.gpu_milli
-        has_both &= nodes.device_memory_free[rows] >= self._memory_mib(shape, rows)
-        fits: BoolColumn = np.logical_or.reduce(has_both, axis=1)
-        return fits
-
-    def _memory_mib(self, shape: Shape, rows: Rows) -> IntColumn:
-        """Return the device memory that a fraction takes on each of the nodes, as a column."""
-        if shape.gpu_memory_mib:
-            return np.full((len(rows), 1), shape.gpu_memory_mib, np.int64)
-        return self.nodes.device_memory_mib[rows, None] * shape.gpu_milli // MILLI
