@@ -7,7 +7,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from cluster_testing import Cluster
+from cluster_testing import Cluster, role_of
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -603,3 +603,47 @@ def test_crowds_come_to_rest(seed: int) -> None:
         crowd.rest()
     crowd.cluster.validate()
     assert crowd.counts["resizes"] > 1, crowd.counts
+
+
+def test_a_role_of_which_nothing_is_wanted_any_more_grows_last() -> None:
+    cluster = Cluster()
+    cluster.add_nodes(1, gpus=5)
+    worker = role_of("worker", tasks=1, max_tasks=2, gpus=1)
+    helper = role_of("helper", tasks=1, min_tasks=0, max_tasks=2, gpus=1)
+    cluster.submit("e", worker, helper, elastic=True)
+    cluster.update("e", replicas={"helper": 0})
+    assert cluster.settle() == ["e"]
+    roles = Counter(task.id.role for task in cluster.tasks("e"))
+    assert roles == {"worker": 2, "helper": 2}
+    assert cluster.job("e").job.spec.counts_at(3) == {"worker": 2, "helper": 1}
+    cluster.validate()
+
+
+class TestInAStoppedQueue:
+    def test_nobody_grows(self) -> None:
+        cluster = Cluster()
+        cluster.add_nodes(1, gpus=2)
+        cluster.put_queue("mine")
+        service = {"kind": JobKind.INFERENCE, "tasks": 1, "max_tasks": 4}
+        cluster.submit("s", queue="mine", gpus=1, elastic=True, **service)
+        saves = {"checkpoint_interval_s": 1.0, "resize_cooldown_s": 100.0, "max_tasks": 4}
+        cluster.submit("e", queue="mine", gpus=1, elastic=True, **saves)
+        cluster.settle()
+        cluster.put_queue("mine", is_started=False)
+        cluster.add_nodes(1, gpus=4)
+        cluster.advance(1000)
+        assert cluster.cycle().plan.is_empty
+        cluster.validate()
+
+    def test_a_gang_that_gives_tasks_up_goes_on(self) -> None:
+        cluster = Cluster("priority")
+        cluster.add_nodes(1, gpus=2)
+        cluster.put_queue("mine")
+        cluster.submit("e", queue="mine", gpus=1, tasks=2, min_tasks=1, elastic=True)
+        cluster.settle()
+        cluster.put_queue("mine", is_started=False)
+        cluster.advance(1000)
+        cluster.submit("high", gpus=1, priority=1)
+        assert cluster.settle() == ["e", "high"]
+        assert len(cluster.tasks("e")) == 1
+        cluster.validate()

@@ -741,7 +741,8 @@ class _Cycle:
                 why = "reached its time limit"
                 self._stop(row, jobs.tasks[row], StopCause.TIME_LIMIT, why)
         for row in self._round.moves if self._round is not None else ():
-            if not self._draft.is_evicted[row]:
+            # In a stopped queue it could not go on.
+            if snapshot.tree.is_started[jobs.queue[row]] and not self._draft.is_evicted[row]:
                 why = "goes on where it is faster"
                 self._stop(row, jobs.tasks[row], _PREEMPTED, why)
         for row, tasks, why in leaving(snapshot):

@@ -117,6 +117,7 @@ class Defragmentation:
         jobs = snapshot.jobs
         keeps = (jobs.checkpoint_interval_s > 0) | (jobs.checkpoint_at_s > 0)
         keeps &= snapshot.now_s - jobs.started_at_s >= SETTLED_S
+        keeps &= snapshot.tree.is_started[jobs.queue]  # else it could not go on
         movable = np.zeros(len(jobs.jobs), np.bool_)
         for row in running[keeps[running]].tolist():
             if snapshot.job_at(row).spec.kind is JobKind.INFERENCE:

@@ -60,7 +60,8 @@ def go_on_resized(
     seated: set[int] = set()
     for row in _rows_with_seats(snapshot):
         is_pending = jobs.phase[row] == PENDING
-        if is_pending and not snapshot.may_start(np.array([row]))[0]:
+        # In a queue that was stopped, too: what runs goes on.
+        if is_pending and (jobs.n_unmet[row] or jobs.eligible_at_s[row] > snapshot.now_s):
             continue
         members = _members_on_seats(draft, row)
         if members is None:
@@ -166,7 +167,7 @@ class _Grower:
         open_roles = [r for r in self.spec.roles if self.counts[r.name] < r.max_count]
         if not open_roles:
             return None
-        return min(open_roles, key=lambda r: self.counts[r.name] / r.count).name
+        return min(open_roles, key=lambda r: r.fill(self.counts[r.name])).name
 
     @property
     def n_tasks(self) -> int:
@@ -204,6 +205,7 @@ def grow(
     snapshot, jobs, grown = draft.snapshot, draft.snapshot.jobs, Grown()
     running = snapshot.running_rows(jobs.is_elastic)
     running = running[jobs.may_resize_at_s[running] <= snapshot.now_s]
+    running = running[snapshot.tree.is_started[jobs.queue[running]]]
     if not len(running) and not started:
         return grown
     growth = _Growth(draft, quotas, _wanted_nodes(draft, short))

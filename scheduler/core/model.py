@@ -5,6 +5,7 @@ asked for; a `Job` is one identity made from it; a `Task` is one placed member o
 Everything that changes over time lives in `state`.
 """
 
+import math
 from enum import StrEnum
 from typing import NamedTuple, NewType
 
@@ -181,6 +182,10 @@ class Role:
             if getattr(self, field) == AS_COUNT:
                 object.__setattr__(self, field, self.count)
 
+    def fill(self, n_tasks: int) -> float:
+        """Return how much so many tasks are of those that are wanted; endless if none is."""
+        return n_tasks / self.count if self.count else math.inf
+
 
 @value_class(frozen=True, slots=True, kw_only=True)
 class Dependency:
@@ -277,7 +282,7 @@ class JobSpec:
             below = [role for role in self.roles if counts[role.name] < role.max_count]
             if not below:
                 break
-            least = min(below, key=lambda role: counts[role.name] / role.count)
+            least = min(below, key=lambda role: role.fill(counts[role.name]))
             counts[least.name] += 1
         return counts
 

@@ -77,9 +77,12 @@ def _waits(record: JobRecord) -> bool:
 def _may_have(
     state: ClusterState, ledger: Ledger | None, record: JobRecord, tasks: list[Task]
 ) -> bool:
-    """Book what the tasks take on their queue, if that starts jobs and is within its limits."""
+    """Book what the tasks take on their queue, if that starts jobs and is within its limits.
+
+    One that is stopped lets those go on that were being resized.
+    """
     queue = state.queue_number[record.job.spec.queue]
-    if not state.tree.is_started[queue]:
+    if not state.tree.is_started[queue] and not record.seats:
         return False
     if ledger is None:
         return True
