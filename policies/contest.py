@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.orderings import lower_priority
 from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import DEFAULT_QUEUE, MILLI, JobId, JobKind, JobPhase, StopCause
 from scheduler.core.node_columns import BoolColumn, Rows
@@ -147,16 +148,18 @@ def required_speeds(contest: Contest) -> Array:
 
 def contest_of(snapshot: Snapshot) -> Contest:
     """Return who shares what."""
-    gpu_types = tuple(sorted({node.gpu_type for node in snapshot.nodes.nodes if node.gpus}))
+    gpu_types = _types_there(snapshot)
     rows = _contestants(snapshot)
     held = _held_elsewhere(snapshot, rows, gpu_types)
     capacity = _capacity(snapshot, held.sum(axis=0), gpu_types)
-    gpus, speeds = _gpus_and_speeds(snapshot, rows, gpu_types)
-    speeds[gpus[:, None] > capacity] = 0.0
+    # What was done counts wherever it was, also on types that are closed or gone by now.
+    ever = (*gpu_types, *_types_gone(snapshot, rows, gpu_types))
+    gpus, speeds_ever = _gpus_and_speeds(snapshot, rows, ever)
+    speeds = np.where(gpus[:, None] > capacity, 0.0, speeds_ever[:, : len(gpu_types)])
     fits = speeds.any(axis=1)
-    rows, gpus, speeds = rows[fits], gpus[fits], speeds[fits]
+    rows, gpus, speeds, speeds_ever = rows[fits], gpus[fits], speeds[fits], speeds_ever[fits]
     specs = snapshot.specs_at(rows)
-    done = (speeds * snapshot.gpu_s(rows, gpu_types) / gpus[:, None]).sum(axis=1)
+    done = (speeds_ever * snapshot.gpu_s(rows, ever) / gpus[:, None]).sum(axis=1)
     expected = np.array([spec.expected_run_s for spec in specs])
     total = np.array([spec.total_work for spec in specs])
     fastest = speeds.max(axis=1, initial=0.0)
@@ -185,6 +188,29 @@ def contest_of(snapshot: Snapshot) -> Contest:
         is_described=snapshot.jobs.is_described[rows],
         job_ids=tuple([snapshot.job_at(row).id for row in rows.tolist()]),
     )
+
+
+def lower_beside_turns(snapshot: Snapshot, row: int, running: Rows) -> Rows:
+    """Let who takes no part in turns stop lower priorities; who would, for want of GPUs, none.
+
+    A gang that is wider than what is shared is no contestant. It would be one once it had
+    stopped a service, and come after it.
+    """
+    spec = snapshot.job_at(row).spec
+    is_none = spec.kind is JobKind.INFERENCE or not spec.total_gpu_milli
+    return lower_priority(snapshot, row, running) if is_none else running[:0]
+
+
+def _types_there(snapshot: Snapshot) -> tuple[str, ...]:
+    nodes = snapshot.nodes
+    there = np.flatnonzero(~nodes.is_removed & (nodes.n_gpus > 0)).tolist()
+    return tuple(sorted({nodes.nodes[row].gpu_type for row in there}))
+
+
+def _types_gone(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> tuple[str, ...]:
+    received = snapshot.jobs.received
+    had = {name for row in rows.tolist() for name, _ in received[row].gpu_s}
+    return tuple(sorted(had.difference(gpu_types)))
 
 
 def _gpus_and_speeds(

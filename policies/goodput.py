@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.contest import Array, Contest, contest_of
+from policies.contest import Array, Contest, contest_of, lower_beside_turns
 from policies.granting import NEVER, scope_of
-from policies.orderings import highest_priority, lower_priority
+from policies.orderings import highest_priority
 from scheduler.core.job_columns import PHASE_CODE
 from scheduler.core.model import MILLI, JobPhase, JobSpec
 from scheduler.core.node_columns import Rows
@@ -170,7 +170,9 @@ class Goodput:
         """Return who has which size in this round."""
         contest = contest_of(snapshot)
         if not len(contest.rows):
-            return Round(order=highest_priority, may_preempt=lower_priority, sizes_jobs=True)
+            return Round(
+                order=highest_priority, may_preempt=lower_beside_turns, sizes_jobs=True
+            )
         sizing = _Sizing(self, snapshot, contest)
         return sizing.round()
 
@@ -304,7 +306,7 @@ class _Sizing:
 
         def may_preempt(snapshot: Snapshot, row: int, running: Rows) -> Rows:
             if row not in place_of:
-                return lower_priority(snapshot, row, running)
+                return lower_beside_turns(snapshot, row, running)
             if rank[place_of[row]] or not self._is_open:
                 return running[:0]
             idle: Rows = contest.rows[self._is_running & ~served]

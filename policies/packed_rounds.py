@@ -15,9 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.contest import Array, Contest, Sharing, arrived_at_s, contest_of
+from policies.contest import (
+    Array,
+    Contest,
+    Sharing,
+    arrived_at_s,
+    contest_of,
+    lower_beside_turns,
+)
 from policies.granting import answered, scope_of
-from policies.orderings import lower_priority
 from policies.rounds import (
     ROUNDS_KEPT,
     SMALLEST,
@@ -315,7 +321,7 @@ class _Turn:
         """Let a job that is served stop those on its type who are not there, for a gain."""
         job = self._place_of.get(row)
         if job is None:
-            return lower_priority(snapshot, row, running)
+            return lower_beside_turns(snapshot, row, running)
         gpu_type = int(self._served[job])
         if gpu_type < 0 or self._is_new[job] or row in self.beside():
             return running[:0]

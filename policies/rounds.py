@@ -20,11 +20,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.contest import Array, Contest, ShareProgram, arrived_at_s, contest_of
+from policies.contest import (
+    Array,
+    Contest,
+    ShareProgram,
+    arrived_at_s,
+    contest_of,
+    lower_beside_turns,
+)
 from policies.granting import answered, scope_of
 from policies.orderings import highest_priority, lower_priority
 from scheduler.core.node_columns import BoolColumn, Rows
-from scheduler.core.ports import Round
+from scheduler.core.ports import PreemptionRule, Round
 from scheduler.core.preemption import RESTART_S
 from scheduler.core.snapshot import Snapshot
 
@@ -59,6 +66,11 @@ class Rounds:
         told = np.flatnonzero(jobs.is_described & (jobs.phase >= 0))
         return not self.keeps_order or len(snapshot.in_scope(told)) > 0
 
+    @property
+    def beside_turns(self) -> PreemptionRule:
+        """Whom those may stop who take no part in turns."""
+        return lower_priority if self.minds_priority else lower_beside_turns
+
     def __call__(self, snapshot: Snapshot) -> Round | None:
         """Return how this round serves the waiting; None: as they came."""
         if not self.is_asked(snapshot):
@@ -69,7 +81,7 @@ class Rounds:
             last = snapshot.granted.get(scope_of(snapshot))
             return Round(
                 order=highest_priority,
-                may_preempt=lower_priority,
+                may_preempt=self.beside_turns,
                 granted={} if last is None else {scope_of(snapshot): last},
             )
         answer = answered(
@@ -212,7 +224,7 @@ class _Turn:
         """Let a job that is served stop those on its type who are not, for a gain."""
         job = self._place_of.get(row)
         if job is None:
-            return lower_priority(snapshot, row, running)
+            return self._rule.beside_turns(snapshot, row, running)
         lower = running[:0]
         if self._rule.minds_priority:
             lower = lower_priority(snapshot, row, running)

@@ -10,6 +10,7 @@ from rounds_testing import GRAIN, evictions, fractions, play, time_on
 from policies.contest import Contest
 from policies.registry import ABOUT, POLICIES, in_rounds_of, policy_named
 from policies.rounds import ROUND_S, Rounds
+from scheduler.core.model import JobKind
 
 
 @pytest.fixture
@@ -354,3 +355,35 @@ class TestRegistry:
         for name in ("a", "b"):
             cluster.submit(name, gpus=1, checkpoint_interval_s=1)
         assert cluster.cycle().plan.wake_at_s == 660.0
+
+
+@pytest.mark.parametrize("policy", ["max_min_fairness", "max_min_fairness_packed", "goodput"])
+def test_who_takes_turns_does_not_stop_a_service_that_comes_before_it(policy: str) -> None:
+    cluster = Cluster(policy, now_s=10 * ROUND_S)
+    cluster.add_nodes(1, gpus=2)
+    service = {"kind": JobKind.INFERENCE, "tasks": 2, "min_tasks": 1}
+    cluster.submit("service", gpus=1, **service)
+    cluster.settle()
+    # All GPUs are the service's: nothing is shared until one of them is free.
+    cluster.submit("high", gpus=1, priority=9)
+    assert cluster.settle() == []
+    assert len(cluster.tasks("service")) == 2
+    cluster.validate()
+
+
+def test_nobody_moves_in_a_queue_that_would_not_start_it_again() -> None:
+    cluster = Cluster("max_min_fairness_perf", now_s=10 * ROUND_S)
+    cluster.add_node("slow", gpus=1, gpu_type="K80")
+    cluster.put_queue("mine")
+    speeds = (("K80", 1.0), ("V100", 10.0))
+    cluster.submit("job", queue="mine", gpus=1, throughputs=speeds, checkpoint_interval_s=10.0)
+    cluster.settle()
+    cluster.put_queue("mine", is_started=False)
+    cluster.add_node("fast", gpus=1, gpu_type="V100")
+    cluster.advance(10 * ROUND_S)
+    assert cluster.settle() == []
+    assert cluster.nodes_of("job") == ["slow"]
+    cluster.put_queue("mine", is_started=True)
+    assert cluster.settle() == ["job"]
+    assert cluster.nodes_of("job") == ["fast"]
+    cluster.validate()

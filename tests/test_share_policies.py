@@ -175,3 +175,22 @@ def test_drf_does_not_count_what_was_removed() -> None:
     submit_of(cluster, "bob", "b1", gpus=4, cpus=1)
     # Half of the CPUs, then 0.4 of the GPUs.
     assert order_of(cluster) == ["a0", "b0", "b1", "a1"]
+
+
+def test_what_was_done_on_a_type_that_is_gone_counts() -> None:
+    cluster = Cluster("lepton")
+    cluster.add_node("old", gpus=1, gpu_type="K80")
+    cluster.submit("job", gpus=1, total_work=1000.0, checkpoint_interval_s=1.0)
+    cluster.settle()
+    cluster.advance(400)
+    cluster.add_node("new", gpus=2, gpu_type="V100")
+
+    def remaining() -> list[float]:
+        return contest_of(cluster.snapshot()).remaining_work.tolist()
+
+    assert remaining() == [600.0]
+    cluster.cordon("old")  # no GPU of its type is open
+    assert remaining() == [600.0]
+    cluster.remove_node("old")
+    assert remaining() == [600.0]
+    cluster.validate()
