@@ -113,9 +113,14 @@ def _fallen_back(contest: Contest, last: Granted, status: str, *, now_s: float) 
 
 
 def _question(contest: Contest) -> bytes:
-    """Return a digest of all that does not change by itself."""
+    """Return a digest of all that does not change by itself.
+
+    Queues are numbered without those that were deleted: a restart forgets these.
+    """
     digest = hashlib.blake2b(digest_size=16)
     tree = contest.tree
+    is_known = np.array([*(queue is not None for queue in tree.queues), True])
+    number, known = np.cumsum(is_known) - 1, np.flatnonzero(is_known[:-1])
     for column in (
         contest.capacity,
         contest.gpus,
@@ -123,9 +128,9 @@ def _question(contest: Contest) -> bytes:
         contest.speeds,
         contest.price_usd_per_h,
         contest.priority,
-        contest.queue,
-        tree.parent,
-        np.array([tree.weight(row) for row in range(tree.root)]),
+        number[contest.queue],
+        number[tree.parent[known]],
+        np.array([tree.weight(row) for row in known.tolist()]),
     ):
         digest.update(repr(column.shape).encode())
         digest.update(np.ascontiguousarray(column).tobytes())

@@ -39,6 +39,10 @@ LARGEST_NODE_GPUS = 128
 
 _NO_LIMIT = 1e9
 
+_GRAIN = 2.0**-28
+"""Weights are whole multiples of it, so that sums are exact: what a node is worth must not
+depend on which others are scored with it, as rounding in a product of matrices does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValuePacking:
@@ -85,8 +89,9 @@ class ValuePacking:
 def lepton_packing(nodes: NodeColumns, workload: Workload) -> ValuePacking:
     """Return the packing score for a cluster and the workload expected on it."""
     workload = workload.most_popular(COVERAGE)
+    there = ~nodes.is_removed
     sizes = [(node.cpu_milli, node.memory_mib, len(node.gpus)) for node in nodes.nodes]
-    size = np.array(sizes, np.int64).reshape(-1, 3)
+    size = np.where(there[:, None], np.array(sizes, np.int64).reshape(-1, 3), 0)
     reach = []
     for shape in workload.shapes:
         is_large = (size >= (shape.cpu_milli, shape.memory_mib, shape.gpus)).all(axis=1)
@@ -120,7 +125,7 @@ class _Value:
         self._of_copies = self._of_usable = np.zeros((0, len(asked)))
         self._tabulate(gpu_milli, gpus)
         fractions, prices = fraction_prices(workload)
-        self._fill = FILL * best_fill(fractions, prices, whole=1.0)
+        self._fill = _in_grains(FILL * best_fill(fractions, prices, whole=1.0))
 
     def _tabulate(self, gpu_milli: Ints, gpus: Ints) -> None:
         """Tabulate copies and usable GPU per distinct need, by device and by whole devices."""
@@ -184,7 +189,8 @@ class _Value:
                 [np.bincount(self._column_of, self._demand * p, n_columns) for p in patterns]
             )
             of_copies = np.where(self._gpu_milli > 0, COPIES * self._gpu_milli, WITHOUT_GPU)
-            self._of_copies, self._of_usable = demand * of_copies, demand * USABLE
+            self._of_copies = _in_grains(demand * of_copies)
+            self._of_usable = _in_grains(demand * USABLE)
             self._n_known = len(patterns)
         return types
 
@@ -206,6 +212,11 @@ class _Value:
         worth = np.einsum("ij,ij->i", copies, self._of_copies[types])
         worth += np.einsum("ij,ij->i", could_use, self._of_usable[types])
         return worth
+
+
+def _in_grains(weights: Scores) -> Scores:
+    grains: Scores = np.round(weights / _GRAIN) * _GRAIN
+    return grains
 
 
 def _asked(shape: Shape) -> tuple[int, int, int, int]:

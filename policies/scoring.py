@@ -180,8 +180,7 @@ class Random:
 
     def __call__(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
         """Return a number between 0 and 1 for each node."""
-        names = [zlib.crc32(nodes.nodes[row].name.encode()) for row in rows.tolist()]
-        return _uniform(np.array(names, np.uint64), _turn(nodes, self.seed))
+        return _uniform(_hashed(nodes, rows.tolist()), _turn(nodes, self.seed))
 
     def points(self, nodes: NodeColumns, shape: Shape, rows: Rows) -> Scores:
         """Return the same: it is from 0 to 1 already."""
@@ -199,8 +198,14 @@ class Random:
             for device in range(nodes.device_free.shape[1])
             if capacity.can_take(nodes, row, shape, (device,))
         ]
-        draw = float(_uniform(np.array([row], np.uint64), _turn(nodes, self.seed))[0])
+        # Of the node with the largest draw of all: its devices need draws of their own.
+        key = _hashed(nodes, [row]) + np.uint64(2**32)
+        draw = float(_uniform(key, _turn(nodes, self.seed))[0])
         return (fits[int(draw * len(fits))],)
+
+
+def _hashed(nodes: NodeColumns, rows: list[int]) -> NDArray[np.uint64]:
+    return np.array([zlib.crc32(nodes.nodes[row].name.encode()) for row in rows], np.uint64)
 
 
 def _turn(nodes: NodeColumns, seed: int) -> int:

@@ -12,6 +12,8 @@ from policies.contest import Contest, Grant, contest_of
 from policies.granting import answered, scope_of
 from policies.registry import policy_named
 from policies.rounds import ROUND_S, Rounds
+from scheduler.core.events import QueueDeleted
+from scheduler.core.model import QueueName
 from scheduler.core.plan import Plan
 from scheduler.daemon.metrics import Metrics
 from scheduler.daemon.solves import timed
@@ -190,3 +192,14 @@ def test_solves_and_fallbacks_are_metrics(cluster: Cluster, program: Program) ->
     assert figure(seen, "lepton_share_solve_seconds_sum") == 1.0
     assert figure(seen, "lepton_share_fallbacks_total") == 3
     assert figure(seen, "lepton_gpu_shadow_price", queue="", type="V100") == 0.1
+
+
+def test_a_restart_that_forgets_deleted_queues_asks_the_same(program: Program) -> None:
+    cluster = Cluster("hierarchical")
+    cluster.add_nodes(1, gpus=1, gpu_type="V100")
+    for name in ("gone", "mine"):
+        cluster.put_queue(name, weight=2.0)
+    for name in ("a", "b"):
+        cluster.submit(name, queue="mine", gpus=1)
+    cluster.accept(QueueDeleted(at_s=cluster.now_s, name=QueueName("gone")))
+    cluster.validate()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from cluster_testing import Cluster
 
+from scheduler.core.engine import Engine
 from scheduler.core.events import JobsSubmitted, QueueDeleted, QueuePut
 from scheduler.core.model import (
     Amounts,
@@ -541,3 +542,28 @@ class TestPutting:
         cluster.accept(JobsSubmitted(at_s=cluster.now_s, spec=spec))
         (record,) = cluster.engine.jobs()
         assert record.job.spec == spec
+
+
+def test_a_queue_that_is_made_anew_comes_last_before_and_after_a_restart() -> None:
+    cluster = Cluster("fifo")
+    cluster.add_nodes(1, gpus=1)
+    for name in ("a", "b"):
+        cluster.put_queue(name, weight=2.0)
+    cluster.accept(QueueDeleted(at_s=cluster.now_s, name=QueueName("a")))
+    cluster.validate()
+    restored = Engine.restore(cluster.engine.dump())
+    for engine in (cluster.engine, restored):
+        engine.observe(QueuePut(at_s=cluster.now_s, queue=Queue(name=QueueName("a"))))
+        assert [queue.name for queue in engine.queues()] == ["default", "b", "a"]
+    assert restored.dump() == cluster.engine.dump()
+
+
+def test_who_asks_for_a_type_that_nobody_has_is_told_so() -> None:
+    cluster = Cluster("fifo")
+    cluster.add_nodes(1, gpus=2, gpu_type="A100")
+    cluster.add_node("old", gpus=1, gpu_type="T4")
+    cluster.remove_node("old")
+    cluster.put_queue("kept", guaranteed=(("gpu_milli", 1000),), is_lender=False)
+    cluster.submit("job", gpus=1, gpu_types=["T4"])
+    assert cluster.cycle().unplaced["job"].cause is Cause.GPU_TYPE
+    cluster.validate()

@@ -127,6 +127,15 @@ class TestRandom:
         assert story(5) == story(5)
         assert story(5) != story(6)
 
+    def test_the_row_of_a_node_does_not_matter(self) -> None:
+        cluster = Cluster(replace(policy_named("fifo"), score=Random()))
+        cluster.add_nodes(9, gpus=4)
+        for i in range(8):
+            cluster.remove_node(f"node-{i}")
+        cluster.submit("job", tasks=4, gpus=0.1)
+        # After a restart nobody remembers the nodes that were removed.
+        cluster.validate()
+
 
 class TestWeighted:
     def test_parts_add_up(self) -> None:

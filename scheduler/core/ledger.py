@@ -146,11 +146,14 @@ class Ledger:
 
 
 def ceilings(tree: QueueTree, capacity: IntColumn) -> IntColumn:
-    """Return what each row may be charged with; the root, if some keep, with what is there."""
+    """Return what each row may be charged with; the root, if some keep, with what is there.
+
+    Of what is not there at all nothing is kept: that no node has it is for placement to say.
+    """
     if not tree.has_reserves:
         return tree.ceiling
     ceiling = tree.ceiling.copy()
-    ceiling[tree.root] = capacity
+    ceiling[tree.root] = np.where(capacity > 0, capacity, UNBOUNDED)
     return ceiling
 
 

@@ -571,10 +571,10 @@ class ClusterState:
         return None if number is None else self.queues[number]
 
     def put_queue(self, queue: Queue) -> None:
-        """Make or replace a queue. Its number stays, also through a deletion."""
+        """Make a queue, which comes after all others, or replace one."""
         number = self.queue_number.setdefault(queue.name, len(self.queues))
-        is_new = number == len(self.queues) or self.queues[number] is None
-        if number == len(self.queues):
+        is_new = number == len(self.queues)
+        if is_new:
             self.queues.append(queue)
         else:
             self.queues[number] = queue
@@ -610,8 +610,8 @@ class ClusterState:
         return [queue.name for queue, path in paths if queue is not None and number in path]
 
     def delete_queue(self, name: QueueName) -> None:
-        """Forget an empty queue."""
-        self.queues[self.queue_number[name]] = None
+        """Forget an empty queue. One of that name is another one, as it is after a restart."""
+        self.queues[self.queue_number.pop(name)] = None
         del self._known_queues[name]
         self._lines.clear()
         self._tree = None
