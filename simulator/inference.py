@@ -72,6 +72,9 @@ class Service:
 def with_services(run: Run, services: Mapping[str, Service]) -> Run:
     """Return the run with figures of the services of which the load is known, by key."""
     known = [replicas for replicas in run.replicas if replicas.key in services]
+    keys = [replicas.key for replicas in known]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise InvalidInput(f"service {twice[0]}", "several jobs have this key")
     figures = tuple(service_figures(services[r.key], r, until_s=run.until_s) for r in known)
     return replace(run, services=figures)
 

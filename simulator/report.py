@@ -19,6 +19,8 @@ from simulator.steps import integral, mean_curve, total
 SECONDS_PER_HOUR = 3600.0
 N_POINTS = 240
 """Points of a curve: more than a phone shows, fewer than a screen."""
+SHORTEST_SPAN = 1e-9
+"""Of a run, of its first moment: floats tell the points of a curve over it apart."""
 SHORTEST_S = 10.0
 """Time at work counts as this at least in the slowdown (Feitelson's bounded slowdown)."""
 UNFAIR = 1.05
@@ -298,7 +300,9 @@ def idle_cost_usd(pool: PoolFigures) -> float:
 
 def _curves(run: Run) -> Curves:
     line = run.timeline
-    edges = np.linspace(run.from_s, max(run.until_s, run.from_s + 1e-9), N_POINTS + 1)
+    shortest_s = SHORTEST_SPAN * max(1.0, abs(run.from_s))
+    until_s = max(run.until_s, run.from_s + shortest_s)
+    edges = np.linspace(run.from_s, until_s, N_POINTS + 1)
 
     def curve(values: NDArray[np.number]) -> Floats:
         return mean_curve(line.at_s, values.astype(float), edges)

@@ -117,6 +117,7 @@ class World:
         self._image_pull_s = image_pull_s
         self._live: dict[JobId, LiveJob] = {}
         self._ids: dict[str, JobId] = {}  # by key
+        self._twice: set[str] = set()  # keys of more than one job
         self._beside: dict[tuple[NodeName, int], dict[JobId, int]] = {}  # tasks on parts of it
         self._replicas: dict[JobId, ReplicaSteps] = {}
 
@@ -160,6 +161,8 @@ class World:
             return
         (main_id,) = outcome.job_ids
         if trace.key:
+            if trace.key in self._ids:
+                self._twice.add(trace.key)
             self._ids[trace.key] = main_id
         ids = self.engine.array(main_id) if spec.array_size else (main_id,)
         alone = alone_s(trace, self.machines.widest)
@@ -179,6 +182,9 @@ class World:
         for dependency in trace.spec.dependencies:
             if dependency.on not in self._ids:
                 rule = f"there is no earlier job with the key {dependency.on!r}"
+                raise InvalidInput(f"job {trace.key}: dependencies", rule)
+            if dependency.on in self._twice:
+                rule = f"several earlier jobs have the key {dependency.on!r}"
                 raise InvalidInput(f"job {trace.key}: dependencies", rule)
         dependencies = tuple(replace(d, on=self._ids[d.on]) for d in trace.spec.dependencies)
         return replace(trace.spec, dependencies=dependencies)

@@ -1,6 +1,7 @@
 """Pollux' workloads: measurements, goodput and policies, on an application made up here."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +236,46 @@ def test_the_table_gives_means_and_the_order() -> None:
     first, *_, order = summarised(lines)[:4]
     assert (first.ours, first.published, first.holds) == (100.5, 100.0, True)
     assert (order.ours, order.at_least, order.holds) == (0.0, 2.0, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "told"),
+    [
+        ("placements.csv", "1,8,", "x,8,", ":2: placement: 'x' is not a number"),
+        ("placements.csv", "1,8,", "10,8,", ":2: placement: 10 has a node without GPUs"),
+        ("placements.csv", "1,8,", "1,0,", ":2: local_bsz: must be above 0"),
+        ("placements.csv", "1,8,0.05", "1,8,-0.05", ":2: step_time: -0.05 is negative"),
+        ("placements.csv", "local_bsz", "batch", ":1: local_bsz: the column is missing"),
+        ("placements.csv", "1,8,", "1,8,nan,", ":2: 5 fields where there should be 4"),
+        ("scalability.csv", "4,16,8,", "4,16,inf,", ":2: local_bsz: 'inf' is not a finite"),
+        ("validation-16.csv", "2000.0", "500.0", ": progress: must rise from row to row"),
+        ("validation-16.csv", "0.5,1.0,2.0", "0.5,0,0", ": grad_sqr and grad_var: must not"),
+        ("validation-16.csv", "grad_var", "variance", ":1: grad_var: the column is missing"),
+        ("validation-64.csv", None, "", ": there are no measurements in it"),
+    ],
+)
+def test_measurements_are_refused_by_their_place(folder: Path, name, old, new, told) -> None:
+    path = folder / "traces" / "toy" / name
+    path.write_text(new if old is None else path.read_text().replace(old, new, 1))
+    (folder / "w.csv").write_text(f"{HEADER}\na,0,toy,9,64\n")
+    with pytest.raises(TraceError, match=re.escape(f"{path}{told}")):
+        list(read_trace(folder / "w.csv"))
+
+
+def test_measurements_may_begin_with_a_mark_of_their_encoding(folder: Path) -> None:
+    for path in (folder / "traces" / "toy").glob("*.csv"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    (folder / "w.csv").write_text(f"{HEADER}\na,0,toy,9,64\n")
+    assert [job.key for job in read_trace(folder / "w.csv")] == ["a"]
+
+
+def test_too_few_measurements_are_told(folder: Path) -> None:
+    toy = folder / "traces" / "toy"
+    lines = (toy / "placements.csv").read_text().splitlines()
+    (toy / "placements.csv").write_text("\n".join([lines[0], *lines[-3:]]))
+    (toy / "scalability.csv").write_text("\n".join([
+        "num_nodes,num_replicas,local_bsz,step_time,sync_time", "2,8,8,1,0",
+    ]))  # fmt: skip
+    (folder / "w.csv").write_text(f"{HEADER}\na,0,toy,9,64\n")
+    with pytest.raises(TraceError, match="too few nodes, GPUs and batch sizes are measured"):
+        list(read_trace(folder / "w.csv"))

@@ -55,6 +55,11 @@ def test_servegen_clients_add_up_to_a_load(tmp_path):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
+        (MOONCAKE.replace("6758", "9" * 400), "t:1: "),
+        (MOONCAKE.replace("500", "3000000000"), "t:1: output_length: must be from 0 to"),
+        (SERVEGEN.replace("1200", "1000"), "t:4: timestamp: 1000 is no multiple of 600 s"),
+        (SERVEGEN.replace("1200", "1e12"), "t:4: timestamp: 1e+12 s is more than 1e+11 s"),
+        (SERVEGEN.replace("0,1200", "0,0"), "t:4: timestamp: the client has a row of this"),
         (AZURE + "soon,1,2\n", "t:5: TIMESTAMP: 'soon' is not a moment"),
         (AZURE + "2023-11-16 18:19:00,x,2\n", "t:5: ContextTokens: 'x' is not a number"),
         (AZURE + "2023-11-16 18:19:00,1\n", "t:5: 2 fields where there should be 3"),
@@ -66,5 +71,5 @@ def test_servegen_clients_add_up_to_a_load(tmp_path):
 def test_malformed_requests_are_refused_by_place(tmp_path, text, what):
     (tmp_path / "t").write_text(text)
     with pytest.raises(TraceError) as raised:
-        read_requests(tmp_path / "t")
+        read_load(tmp_path / "t")
     assert what in str(raised.value)

@@ -205,3 +205,10 @@ def test_a_dependency_on_a_job_that_never_came_is_a_mistake_of_the_trace() -> No
     job = trace_job("a", spec={"dependencies": (Dependency(on=JobId("x")),)})
     with pytest.raises(InvalidInput, match="job a: dependencies: there is no earlier job with"):
         run_of([job])
+
+
+def test_two_jobs_of_one_key_are_told_where_it_matters() -> None:
+    after = {"dependencies": (Dependency(on=JobId("a")),)}
+    jobs = [trace_job("a"), trace_job("a"), trace_job("c", at_s=1.0, spec=after)]
+    with pytest.raises(InvalidInput, match="several earlier jobs have the key 'a'"):
+        run_of(jobs)

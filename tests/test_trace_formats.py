@@ -164,7 +164,7 @@ def test_pai_with_a_header_is_read_too(tmp_path):
             "h.csv:2: gpu_num: 1.5 is not a whole",
         ),
         ("philly.csv", PHILLY + "2027-10-09,1,1e12,1,x\n", "125,000,000,000 tasks, of which"),
-        ("philly.csv", PHILLY.replace("\n", "\r"), "philly.csv: not CSV: "),
+        ("philly.csv", PHILLY + '"' + "x" * 200_000, "philly.csv: not CSV: field larger than"),
         ("philly.csv", "PAR1abc", "philly.csv: not readable parquet: "),
         ("h.csv", HELIOS.replace("2020-06-09 18:41:01,2020", ",2020"), "2: submit_time: empty"),
         (
@@ -246,4 +246,18 @@ def test_run_times_beyond_belief_are_refused_in_every_format(tmp_path):
     path = tmp_path / "log.swf"
     path.write_text("1 0 5 1e300 16 -1 -1 16 3600 -1 1 7 1 1 2 -1 -1 -1\n")
     with pytest.raises(TraceError, match=r"job '1': behaviour.work: 1e\+300 takes more than"):
+        list(read_trace(path))
+
+
+@pytest.mark.parametrize("ends", ["\r", "\r\n"])
+def test_lines_may_end_as_on_other_systems(tmp_path, ends):
+    path = tmp_path / "philly.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + PHILLY.replace("\n", ends).encode())
+    assert len(list(read_trace(path))) == 2
+
+
+def test_shapes_beyond_belief_are_refused(tmp_path):
+    path = tmp_path / "helios.csv"
+    path.write_text(HELIOS.replace("16,64,2", "16,1e300,2"))
+    with pytest.raises(TraceError, match=r"job '1425511': spec.roles.0..shape.cpu_milli: must"):
         list(read_trace(path))

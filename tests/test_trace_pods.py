@@ -176,7 +176,16 @@ def test_of_a_series_over_time_the_last_value_counts(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("500m", 0.5), ("2", 2), ("1.5Gi", 1.5 * 2**30), ("1e3", 1000), ("3k", 3000)],
+    [
+        ("500m", 0.5),
+        ("2", 2),
+        ("1.5Gi", 1.5 * 2**30),
+        ("1e3", 1000),
+        ("3k", 3000),
+        ("2Ei", 2.0**61),
+        ("3E", 3e18),
+        ("250000000n", 0.25),
+    ],
 )
 def test_quantities_are_read_as_kubernetes_writes_them(text, number):
     assert quantity(text) == number
@@ -186,6 +195,16 @@ def test_quantities_are_read_as_kubernetes_writes_them(text, number):
     ("name", "text", "what"),
     [
         ("kubernetes", json.dumps({"kind": "Event"}), "p:1: kind: events of the cluster"),
+        (
+            "kubernetes",
+            json.dumps(pod("a", requests={"memory": "5K"})),
+            "'5K' is not a quantity",
+        ),
+        (
+            "kubernetes",
+            json.dumps(pod("a", start=5, end=3)),
+            "job 'research/pod/a': behaviour.work: -120 is negative: it ends before it began",
+        ),
         (
             "kubernetes",
             json.dumps(pod("a", requests={"cpu": "lots"})),

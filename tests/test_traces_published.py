@@ -86,6 +86,9 @@ def test_gavels_traces_are_refused_by_line_and_column(tmp_path):
     bad.write_text("""{"v100": {"('A3C', 1)": {"null": -1}}}""")
     with pytest.raises(TraceError, match="not negative"):
         read_throughputs(bad)
+    bad.write_text("""{"v100": {"('A3C', ²)": {"null": 1}}}""")
+    with pytest.raises(TraceError, match="a job type must be"):
+        read_throughputs(bad)
     bad.write_text("[1]")
     with pytest.raises(TraceError, match="not a file of throughputs"):
         read_throughputs(bad)
@@ -117,10 +120,11 @@ def test_gavels_pairs_share_gpus_where_both_were_measured(tmp_path):
     assert job.spec.speed_beside("A3C", "V100") == 50.0
     assert len(job.spec.shared_throughputs) == 1
     assert job.behaviour.beside == job.spec.shared_throughputs
-    both["v100"][lm][a3c] = [50.0]
-    path.write_text(json.dumps(both))
-    with pytest.raises(TraceError, match="must be the steps per second of both"):
-        read_beside(path)
+    for wrong in ([50.0], ["fast", 1.0], [None, 1.0], "fast", [1.0, -1.0]):
+        both["v100"][lm][a3c] = wrong
+        path.write_text(json.dumps(both))
+        with pytest.raises(TraceError, match="must be the steps per second of both"):
+            read_beside(path)
 
 
 def test_pods_ask_for_fractions_or_for_whole_devices_of_some_types(tmp_path):

@@ -15,7 +15,7 @@ import msgspec
 from scheduler.core.model import JobSpec, SharedThroughput
 from simulator.traces.format import Assumptions, Format
 from simulator.traces.jobs import gpu_gang
-from simulator.traces.source import Opening, Row, Source
+from simulator.traces.source import Opening, Row, Source, is_parquet
 from simulator.workload import Steady, TraceJob, TraceJobs
 
 PHYSICAL, SIMULATED = "physical_cluster_throughputs", "simulation_throughputs"
@@ -81,7 +81,7 @@ def read_beside(path: Path) -> Beside:
                 if beside == "null":
                     continue
                 other = _job_type(source, beside)
-                if not (isinstance(both, list) and len(both) == 2 and min(both) >= 0):
+                if not _is_pair(both):
                     raise source.error("must be the steps per second of both", column=beside)
                 if other.n_gpus == one.n_gpus and min(both) > 0:
                     found.setdefault(one, []).append(
@@ -95,6 +95,15 @@ def read_beside(path: Path) -> Beside:
         job_type: tuple(sorted(measured, key=lambda m: (m.gpu_type, m.beside)))
         for job_type, measured in found.items()
     }
+
+
+def _is_pair(both: object) -> bool:
+    """Return whether these are the steps per second of two jobs."""
+    return (
+        isinstance(both, list)
+        and len(both) == 2
+        and all(isinstance(per_s, int | float) and per_s >= 0 for per_s in both)
+    )
 
 
 def profile_of(job_type: JobType) -> str:
@@ -117,7 +126,7 @@ def _by_gpu_type(source: Source) -> Iterator[tuple[str, dict[str, dict[str, Any]
 def _job_type(source: Source, text: str) -> JobType:
     name, comma, n_gpus = text.rpartition(",")
     n_gpus = n_gpus.strip(" )")
-    if not comma or not n_gpus.isdigit():
+    if not comma or not n_gpus.isdecimal():
         raise source.error("a job type must be ('NAME', GPUS)", column=text)
     return JobType(name.strip("( '\""), int(n_gpus))
 
@@ -188,9 +197,7 @@ def read_jobs(
 
 
 def _rows(source: Source) -> Iterator[Row]:
-    with source.opened() as text:
-        is_csv = "\t" not in text.readline()
-    if is_csv:
+    if not _is_own_form(source):
         yield from source.rows()
         return
     columns = {name: place for place, name in enumerate((*_FIELDS, "job_id"))}
@@ -201,6 +208,13 @@ def _rows(source: Source) -> Iterator[Row]:
                 f"{len(cells)} fields where there should be {len(_FIELDS)}", line=number
             )
         yield Row(source, number, columns, [*cells, str(number - 1)])
+
+
+def _is_own_form(source: Source) -> bool:
+    if is_parquet(source.path):
+        return False
+    with source.opened() as text:
+        return "\t" in text.readline()
 
 
 def _measured_for(source: Source, *names: str) -> Path:
@@ -215,9 +229,7 @@ def _measured_for(source: Source, *names: str) -> Path:
 
 
 def _read(source: Source, assume: Assumptions) -> TraceJobs:
-    with source.opened() as text:
-        is_own_form = "\t" in text.readline()
-    names = (PHYSICAL, SIMULATED) if is_own_form else (SIMULATED, PHYSICAL)
+    names = (PHYSICAL, SIMULATED) if _is_own_form(source) else (SIMULATED, PHYSICAL)
     path = _measured_for(source, *names)
     return read_jobs(source, read_throughputs(path), assume, read_beside(path))
 

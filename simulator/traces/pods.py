@@ -20,10 +20,11 @@ _OF_NODES = frozenset({"DaemonSet", "Node"})
 _OF_SERVICES = frozenset({"ReplicaSet", "StatefulSet", "Deployment", "ReplicationController"})
 _MIB = 1024**2
 _UNITS = {
-    "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
-    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50,
+    "": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3,
+    "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
 }  # fmt: skip
-_QUANTITY = re.compile(r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)(m|k|[KMGTP]i?)?")
+_QUANTITY = re.compile(r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)(n|u|m|k|Ki|[MGTPE]i?)?")
 _GPU = re.compile(r".+[/_.]gpu$")  # nvidia.com/gpu, amd.com/gpu, nvidia_com_gpu
 
 

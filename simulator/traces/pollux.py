@@ -12,7 +12,6 @@ epoch; that over the time of a step is the goodput. A batch that exceeds what a 
 accumulated over several passes, of which only the last one synchronises.
 """
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,10 +53,10 @@ class Application:
 
     @cached_property
     def _validation(self) -> dict[int, dict[str, Floats]]:
-        paths = {int(p.stem.split("-")[-1]): p for p in self.folder.glob("validation-*.csv")}
+        paths = {_batch_of(path): path for path in self.folder.glob("validation-*.csv")}
         if not paths:
             raise Source(self.folder / "validation-BATCH.csv").error("there is none")
-        return {batch: _columns(paths[batch]) for batch in sorted(paths)}
+        return {batch: _validation_of(paths[batch]) for batch in sorted(paths)}
 
     @cached_property
     def _batches(self) -> Floats:
@@ -78,7 +77,9 @@ class Application:
     @cached_property
     def _steps(self) -> dict[tuple[int, int], list[tuple[Floats, Floats, Floats]]]:
         """What steps take by (nodes, GPUs): per placement, over rising batches per GPU."""
-        table = _columns(self.folder / "placements.csv")
+        table = _columns(
+            self.folder / "placements.csv", ("placement", "local_bsz", "step_time", "sync_time")
+        )
         found: dict[tuple[int, int], list[tuple[Floats, Floats, Floats]]] = {}
         for placement in np.unique(table["placement"]).tolist():
             digits = [int(digit) for digit in str(int(placement))]
@@ -94,10 +95,9 @@ class Application:
         """What steps take between what was measured: over nodes, GPUs, and batch per GPU."""
         from scipy.interpolate import LinearNDInterpolator  # type: ignore[import-untyped]
 
-        wide = _columns(self.folder / "scalability.csv")
-        points = [
-            np.column_stack([wide[c] for c in ("num_nodes", "num_replicas", "local_bsz")])
-        ]
+        path, of = self.folder / "scalability.csv", ("num_nodes", "num_replicas", "local_bsz")
+        wide = _columns(path, (*of, "step_time", "sync_time"))
+        points = [np.column_stack([wide[name] for name in of])]
         values = [np.column_stack([wide["step_time"], wide["sync_time"]])]
         for (nodes, gpus), placements in self._steps.items():
             local = placements[0][0]
@@ -109,7 +109,11 @@ class Application:
                 for i in (1, 2)
             ]
             values.append(np.column_stack(mean))
-        between = LinearNDInterpolator(np.concatenate(points), np.concatenate(values))
+        try:
+            between = LinearNDInterpolator(np.concatenate(points), np.concatenate(values))
+        except RuntimeError as error:  # scipy.spatial.QhullError
+            rule = "too few nodes, GPUs and batch sizes are measured to find others between"
+            raise Source(path).error(rule) from error
 
         def at(point: Sequence[float]) -> Floats:
             found: Floats = between(point)[0]
@@ -133,7 +137,11 @@ class Application:
         """Return on how many GPUs it can run, with this batch size or with any."""
         if self.folder.name in FIXED_BATCH:
             return 1
-        return min((batch_size or self.batch_bounds[1]) // self.local_bounds[0], MOST_GPUS)
+        least, most = self.local_bounds[0], batch_size or self.batch_bounds[1]
+        if most < least:
+            rule = f"batch size {most} is less than the smallest of a GPU, {least}"
+            raise Source(self.folder / "placements.csv").error(rule, column="local_bsz")
+        return min(most // least, MOST_GPUS)
 
     def step_s(self, n_nodes: int, n_gpus: int, local: float) -> tuple[float, float]:
         """Return what a step takes with so many samples per GPU, and its synchronisation."""
@@ -147,6 +155,9 @@ class Application:
         step, sync = self._between([min(n_nodes, 16), n_gpus, local]).tolist()
         if math.isnan(step):  # beyond what was measured: as at the nearest size
             known = [key for key in self._steps if key[1] <= n_gpus]
+            if not known:
+                rule = f"no placement on {n_gpus} GPUs or fewer is measured"
+                raise Source(self.folder / "placements.csv").error(rule)
             return self.step_s(*max(known, key=lambda key: (key[1], key[0])), local)
         return step, sync
 
@@ -226,15 +237,46 @@ def application_of(folder: str) -> Application:
     return Application(Path(folder))
 
 
-def _columns(path: Path) -> dict[str, Floats]:
-    """Return a table of numbers by its header. Raises `TraceError`."""
+_ABOVE_0 = frozenset({"placement", "local_bsz", "step_time", "num_nodes", "num_replicas"})
+
+
+def _columns(path: Path, names: Sequence[str]) -> dict[str, Floats]:
+    """Return columns of a table of measurements. Raises `TraceError`."""
     source = Source(path)
-    try:
-        with path.open() as file:
-            rows = list(csv.DictReader(file))
-        return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
-    except (OSError, ValueError, TypeError, IndexError) as error:
-        raise source.error(f"not a table of measurements: {error}") from error
+    rows = [[_measured(row, name) for name in names] for row in source.rows()]
+    if not rows:
+        raise source.error("there are no measurements in it")
+    return dict(zip(names, np.array(rows, dtype=np.float64).T, strict=True))
+
+
+def _measured(row: Row, name: str) -> float:
+    if name == "placement":  # a digit per node, its GPUs
+        value, digits = row.whole(name), row.text(name)
+        if not value or "0" in str(value):
+            raise row.error(f"{digits} has a node without GPUs", name)
+        return float(value)
+    amount = row.amount(name)
+    if name in _ABOVE_0 and not amount:
+        raise row.error("must be above 0", name)
+    return amount
+
+
+def _batch_of(path: Path) -> int:
+    text = path.stem.removeprefix("validation-")
+    if not text.isdecimal() or not int(text):
+        raise Source(path).error("a file of this kind is named validation-BATCH.csv")
+    return int(text)
+
+
+def _validation_of(path: Path) -> dict[str, Floats]:
+    """Return the table of one batch size, by epoch. Raises `TraceError`."""
+    table = _columns(path, ("progress", "iteration", "grad_sqr", "grad_var"))
+    if not np.all(np.diff(table["progress"], prepend=0.0) > 0):
+        raise Source(path).error("must rise from row to row, above 0", column="progress")
+    if not np.all(table["grad_sqr"] + table["grad_var"] > 0):
+        rule = "must not both be 0"
+        raise Source(path).error(rule, column="grad_sqr and grad_var")
+    return table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from types import ModuleType
 
 from scheduler.core.errors import InvalidInput
 from simulator.traces.format import Assumptions, Format
-from simulator.traces.rules import check_times
+from simulator.traces.rules import check_roles, check_times
 from simulator.traces.source import Opening, Source, TraceError, opening
 from simulator.workload import TraceJobs
 
@@ -102,14 +102,15 @@ def _in_order(jobs: TraceJobs, source: Source) -> TraceJobs:
                 " jobs must stand in the order of their arrival"
             )
         latest_s = job.at_s
-        try:
-            check_times(job)
-        except InvalidInput as error:
-            raise source.error(f"job {job.key!r}: {error}") from error
         n_tasks = job.spec.n_tasks * max(job.spec.array_size, 1)
         if n_tasks > MOST_TASKS:
             rule = f"has {n_tasks:,} tasks, of which there are at most {MOST_TASKS:,}"
             raise source.error(f"job {job.key!r} {rule}")
+        try:
+            check_times(job)
+            check_roles(job.spec.roles)
+        except InvalidInput as error:
+            raise source.error(f"job {job.key!r}: {error}") from error
         yield job
 
 

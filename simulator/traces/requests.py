@@ -17,8 +17,10 @@ import msgspec
 import numpy as np
 
 from scheduler.core.errors import InvalidInput
+from scheduler.quantities import MOST
 from simulator.load import MOST_INTERVALS, Load, Requests, binned
 from simulator.queueing import scv_of_many
+from simulator.traces.rules import MOST_S, too_long
 from simulator.traces.source import Opening, Row, Source, TraceError, opening
 
 INTERVAL_S = 600.0
@@ -91,18 +93,24 @@ def _mooncake(source: Source, number: int, line: str) -> tuple[float, float, flo
         read = _MOONCAKE.decode(line)
     except msgspec.MsgspecError as error:
         raise source.error(str(error), line=number) from error
-    if read.input_length < 0 or read.output_length < 0:
-        raise source.error("a length is negative", line=number)
+    for name in ("input_length", "output_length"):
+        if not 0 <= getattr(read, name) <= MOST:
+            raise source.error(f"must be from 0 to {MOST}", line=number, column=name)
     return read.timestamp / 1000, read.input_length, read.output_length
 
 
 def _servegen(source: Source, models: frozenset[str], tokens: TokenCounts) -> Load:
     """Add up the clients; their intervals are known by their beginnings."""
-    rates: defaultdict[float, list[tuple[float, float]]] = defaultdict(list)
+    rates: defaultdict[float, dict[int, tuple[float, float]]] = defaultdict(dict)
+    clients: dict[tuple[str, ...], int] = {}
     for row in source.rows():
         if not models or row.text("model") in models:
-            pair = (row.amount("rate", 0.0), row.amount("cv", 0.0) ** 2)
-            rates[row.amount("timestamp")].append(pair)
+            names = tuple(row.text(column, "") for column in ("category", "model", "client"))
+            client = clients.setdefault(names, len(clients))
+            of_client = rates[_interval(row, next(iter(rates), None))]
+            if client in of_client:
+                raise row.error("the client has a row of this interval already", "timestamp")
+            of_client[client] = (row.amount("rate", 0.0), row.amount("cv", 0.0) ** 2)
     if not rates:
         raise source.error(
             f"there are no clients of {', '.join(sorted(models)) or 'any model'}"
@@ -113,7 +121,7 @@ def _servegen(source: Source, models: frozenset[str], tokens: TokenCounts) -> Lo
     n_clients = max(map(len, rates.values()))
     cube = np.zeros((2, n_clients, len(begins_s)))
     for place, begin_s in enumerate(begins_s.tolist()):
-        pairs = rates.get(begin_s, [])
+        pairs = list(rates.get(begin_s, {}).values())
         cube[:, : len(pairs), place] = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     same = np.ones(len(begins_s))
     return Load(
@@ -125,6 +133,17 @@ def _servegen(source: Source, models: frozenset[str], tokens: TokenCounts) -> Lo
         output_tokens=same * tokens.output,
         output_scv=same * tokens.scv,
     )
+
+
+def _interval(row: Row, other_s: float | None) -> float:
+    """Return the beginning of a row's interval, as far as it agrees with another one."""
+    begin_s = row.amount("timestamp")
+    if begin_s > MOST_S:
+        raise row.error(too_long(begin_s), "timestamp")
+    if other_s is not None and (begin_s - other_s) % INTERVAL_S:
+        rule = f"{begin_s:g} is no multiple of {INTERVAL_S:g} s from {other_s:g}"
+        raise row.error(rule, "timestamp")
+    return begin_s
 
 
 def _unknown(shown: Opening, expected: str) -> str:

@@ -31,6 +31,10 @@ def check_times(job: TraceJob) -> None:
             raise InvalidInput(name, too_long(getattr(job, name)))
     if isinstance(job.behaviour, Steady):
         work = job.behaviour.work
+        if not work >= 0:
+            raise InvalidInput(
+                "behaviour.work", f"{work:g} is negative: it ends before it began"
+            )
         if work < FOREVER and work > MOST_S * _slowest(job.behaviour):
             rule = f"{work:g} takes more than {MOST_S:g} s, some 3,000 years"
             raise InvalidInput("behaviour.work", rule)

@@ -291,7 +291,7 @@ def opening(path: Path) -> Opening:
         return Opening(name=name, head=(), columns=tuple(schema.names))
     with source.opened() as text:
         beginning = text.read(_HEAD_CHARACTERS)
-        head = tuple(islice(io.StringIO(beginning), _HEAD_LINES))
+        head = tuple(islice(io.StringIO(beginning, newline=""), _HEAD_LINES))
         lines = tuple(line.rstrip("\r\n") for line in head)
         columns = next(csv.reader(lines[:1]), []) if lines else []
     return Opening(name=name, head=lines, columns=tuple(column.strip() for column in columns))
