@@ -619,6 +619,24 @@ def test_a_role_of_which_nothing_is_wanted_any_more_grows_last() -> None:
     cluster.validate()
 
 
+def test_a_role_grows_on_the_types_that_it_asks_for() -> None:
+    cluster = Cluster()
+    cluster.add_node("h", gpus=4, gpu_type="H100")
+    cluster.add_node("t", gpus=1, gpu_type="T4")
+    worker = role_of("worker", gpus=1, gpu_types=["H100"])
+    helper = role_of(
+        "helper", tasks=1, min_tasks=0, max_tasks=3, gpus=1, gpu_types=["A100", "T4"]
+    )
+    cluster.submit("e", worker, helper, elastic=True)
+    assert cluster.settle() == ["e"]
+    assert cluster.nodes_of("e") == ["t", "h"]
+    cluster.remove_node("t")
+    cluster.advance(1000)
+    assert cluster.settle() == ["e"]
+    assert cluster.nodes_of("e") == ["h"]
+    cluster.validate()
+
+
 class TestInAStoppedQueue:
     def test_nobody_grows(self) -> None:
         cluster = Cluster()

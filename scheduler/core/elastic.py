@@ -150,6 +150,13 @@ def _resize(snapshot: Snapshot, row: int, seats: Sequence[Seat], why: str) -> Re
     )
 
 
+def _staying_on(shape: Shape, gpu_types: tuple[str, ...]) -> Shape:
+    """Return the shape on those types where its job is, if it may go to any of them."""
+    allowed = shape.gpu_types or gpu_types
+    both = tuple(name for name in gpu_types if name in allowed)
+    return replace(shape, gpu_types=both) if both and shape.total_gpu_milli else shape
+
+
 @dataclass(slots=True)
 class _Grower:
     """A job that may grow, and the places it was given so far."""
@@ -299,12 +306,7 @@ class _Growth:
         places: Sequence[Place],
     ) -> None:
         spec = self._snapshot.job_at(row).spec
-        shapes = {
-            role.name: replace(role.shape, gpu_types=gpu_types)
-            if gpu_types and role.shape.total_gpu_milli
-            else role.shape
-            for role in spec.roles
-        }
+        shapes = {role.name: _staying_on(role.shape, gpu_types) for role in spec.roles}
         has = set(taken)
         free = {
             role.name: [i for i in range(role.max_count) if (role.name, i) not in has]
