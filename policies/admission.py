@@ -23,6 +23,7 @@ MOST_TESTS = 32
 MOST_MISSES = 5
 """Beginnings of the line that prices let through and programs do not, before it is halved."""
 ROUNDING = 1e-6
+"""What a program may leave undone of each job's work: solvers leave their last digits."""
 NEAR = 0.5
 """How good prices must be that refuse: better ones refuse more, but take longer to find."""
 HALVINGS = 20

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from policies.linear_program import Array
-from policies.newton import TO_THE_WALL, moved, products, reach
-
-TOLERANCE = 1e-9
-GOOD_ENOUGH = 1e-7
-"""What still counts as solved where the last digits are lost (many ties, no interior)."""
-SPOILT = 1e3
-"""How much worse than the best point met a point must be for the rest to be hopeless."""
-MAX_STEPS = 80
+from policies.newton import (
+    GOOD_ENOUGH,
+    MAX_STEPS,
+    SPOILT,
+    TO_THE_WALL,
+    TOLERANCE,
+    moved,
+    products,
+    reach,
+)
 
 
 @dataclass(slots=True)

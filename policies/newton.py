@@ -10,6 +10,14 @@ from numpy.typing import NDArray
 
 from policies.linear_program import Array
 
+TOLERANCE = 1e-9
+"""Gap and residuals, relative to what is sought, at which a program counts as solved."""
+GOOD_ENOUGH = 1e-7
+"""What still counts as solved where the last digits are lost (many ties, no interior)."""
+SPOILT = 1e3
+"""How much worse than the best point met a point must be for the rest to be hopeless."""
+MAX_STEPS = 80
+"""Far more than the dozen or two that programs with an answer take."""
 TO_THE_WALL = 0.995
 """How far to go towards the first variable that would turn negative."""
 

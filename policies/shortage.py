@@ -5,8 +5,8 @@
                 sum_k x_jks <= 1                               for all jobs j and slots s
                 sum_j demand_jks x_jks <= 1                    for all types k and slots s
 
-with x, v >= 0. Mehrotra's predictor-corrector, as in `worth`: jobs meet only in the prices of
-types and slots, so that each is eliminated in closed form. Every iterate says how much is
+with x, v >= 0. Mehrotra's predictor-corrector, as `newton` has it: jobs meet only in the prices
+of types and slots, so that each is eliminated in closed form. Every iterate says how much is
 lacking at most, by shares within all limits, and how much at least, by prices (weak duality);
 a question is answered as soon as one of the two decides it.
 """
@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policies.interior_point import MAX_STEPS
 from policies.linear_program import Array
-from policies.newton import products, quotient, stepped
+from policies.newton import MAX_STEPS, products, quotient, stepped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

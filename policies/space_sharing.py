@@ -153,7 +153,6 @@ def min_makespan_pair_shares(
     remaining_steps: Array,
     capacity: Array,
     time_limit_s: float | None = None,
-    at_once: int = PAIRS_AT_ONCE,
 ) -> PairShares:
     """Minimise the makespan, as `min_makespan_shares`, where jobs may share GPUs in pairs."""
     shares = pair_shares(
@@ -162,7 +161,7 @@ def min_makespan_pair_shares(
         slope=remaining_steps,
         capacity=capacity,
         time_limit_s=time_limit_s,
-        at_once=at_once,
+        at_once=PAIRS_AT_ONCE,
         solve=most_for_all,
     )
     if isinstance(shares, PairShares):

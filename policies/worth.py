@@ -6,7 +6,7 @@
                 sum_j demand_kj x_kj <= 1                             for all types k
                 sum_kj counted_qkj x_kj + l_q >= 1                    for all guarantees q
 
-with x, v, l >= 0. Mehrotra's predictor-corrector, as in `interior_point`: jobs meet only in the
+with x, v, l >= 0. Mehrotra's predictor-corrector, as `newton` has it: jobs meet only in the
 prices of types and guarantees, so that each is eliminated in closed form and Newton's equations
 are as many as there are prices. Every constraint but those of time and room is soft, so there
 is always a point strictly inside.
@@ -16,14 +16,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policies.interior_point import (
+from policies.linear_program import Array
+from policies.newton import (
     GOOD_ENOUGH,
     MAX_STEPS,
     SPOILT,
     TOLERANCE,
+    products,
+    quotient,
+    stepped,
 )
-from policies.linear_program import Array
-from policies.newton import products, quotient, stepped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

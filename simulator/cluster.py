@@ -114,17 +114,15 @@ def uniform_cluster(
     *,
     gpus: int = 8,
     gpu_type: str = "A100",
-    cpus: float = 128,
-    memory_mib: int = 1 << 20,
     price_usd_per_h: float = 0.0,
     nodes_per_rack: int = 0,
 ) -> SimulatedCluster:
-    """Return a cluster of one pool of equal nodes."""
+    """Return a cluster of one pool of equal nodes: 128 CPUs and 1 TiB each, 80 GiB a GPU."""
     name = gpu_type.lower() or "cpu"
     like = Node(
         name=NodeName(name),
-        cpu_milli=round(cpus * 1000),
-        memory_mib=memory_mib,
+        cpu_milli=128_000,
+        memory_mib=1 << 20,
         gpu_type=gpu_type,
         gpus=tuple(Gpu(uuid="", memory_mib=81_920) for _ in range(gpus)),
         price_usd_per_h=price_usd_per_h,

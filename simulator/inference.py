@@ -11,7 +11,7 @@ Not modelled: that a replica slows down as it answers more at a time (take its s
 full), caches of prefixes, and requests that give up.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -286,14 +286,3 @@ def _fluid_wait(rate: Floats, capacity: Floats, edges: Floats, moments: Floats) 
 def _last_of_flat(rising: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return which edges are the last at which so much was served."""
     return np.append(rising[1:], True)
-
-
-def replicas_of(name: str, steps: Iterable[tuple[float, int]], gpu_type: str = "") -> Replicas:
-    """Return replicas on one type of GPU as steps of (moment, number)."""
-    at_s, n_ready = zip(*steps, strict=True)
-    return Replicas(
-        key=name,
-        name=name,
-        at_s=np.array(at_s, dtype=np.float64),
-        n_ready={gpu_type: np.array(n_ready, dtype=np.int64)},
-    )

@@ -17,7 +17,6 @@ class ReplicaSteps:
         self.trace = trace
         self._key = trace.key or str(job_id)
         self._ready: set[TaskId] = set()
-        self._n_ready: dict[str, int] = {}
         self._at_s = array("d")
         self._steps: list[tuple[str, int]] = []
 

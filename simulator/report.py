@@ -132,11 +132,6 @@ class _Rows:
         )
 
 
-def size_class(n_gpus: float) -> str:
-    """Return the name of the size class of a job that asks for so many GPUs."""
-    return next(name for name, most in SIZE_CLASSES if n_gpus <= most)
-
-
 def _dimensions(jobs: JobTable) -> Iterator[tuple[str, NDArray[np.str_]]]:
     yield "queue", np.array(jobs.queue, dtype=np.str_)
     yield "gpu_type", np.array([name or "none" for name in jobs.gpu_type], dtype=np.str_)

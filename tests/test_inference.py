@@ -11,7 +11,6 @@ from scheduler.core.errors import InvalidInput
 from simulator.inference import (
     ReplicaSpeed,
     Service,
-    replicas_of,
     service_figures,
 )
 from simulator.load import Load, Requests, binned, profiled, repeated, scaled, starting_at
@@ -73,6 +72,17 @@ def exact_latencies(load: Load, steps, seed: int) -> np.ndarray:
             latency_s[request] = now_s + service_s[request] - at_s[request]
             heapq.heappush(agenda, (now_s + service_s[request], 2, 0))
     return latency_s
+
+
+def replicas_of(name: str, steps) -> Replicas:
+    """Return replicas without GPUs as steps of (moment, number)."""
+    at_s, n_ready = zip(*steps, strict=True)
+    return Replicas(
+        key=name,
+        name=name,
+        at_s=np.array(at_s, dtype=np.float64),
+        n_ready={"": np.array(n_ready, dtype=np.int64)},
+    )
 
 
 def figures(load: Load, steps, target_s: float, **service):

@@ -8,7 +8,7 @@ from report_testing import NONE, job, run_of
 
 from simulator.fairness import finish_time_ratios, jain_index
 from simulator.figures import FIGURES, GROUP_FIGURES, HEADLINES
-from simulator.report import N_POINTS, size_class, summarised
+from simulator.report import N_POINTS, summarised
 from simulator.run import PoolFigures, ServiceFigures
 from simulator.steps import integral, mean_curve
 
@@ -184,7 +184,6 @@ def test_groups_are_queues_types_and_sizes_in_their_order():
      (32, "9 to 32"), (129, "over 128")],
 )  # fmt: skip
 def test_size_classes(n_gpus, name):
-    assert size_class(n_gpus) == name
     [(found, _)] = summarised(run_of([job(0, 0, 1, n_gpus=n_gpus)])).groups["size"].items()
     assert found == name
 

@@ -101,14 +101,12 @@ def give_all(nodes: NodeColumns, tasks: Tasks) -> list[int]:
     return changed
 
 
-def choose_devices(
-    nodes: NodeColumns, row: int, shape: Shape, among: Devices | None = None
-) -> Devices | None:
+def choose_devices(nodes: NodeColumns, row: int, shape: Shape) -> Devices | None:
     """Return the devices that one more task gets on the node, or None if they do not suffice.
 
     Whole devices: the first free ones, linked ones if there are enough. A fraction: the device
     with the least left that still suffices, so that whole devices stay whole; ties go to the
-    first. Only those `among` the given ones, if any are.
+    first.
     """
     return chosen(
         nodes.nodes[row],
@@ -116,7 +114,6 @@ def choose_devices(
         milli=nodes.device_free[row].tolist(),
         mib=nodes.device_memory_free[row].tolist(),
         device_memory_mib=int(nodes.device_memory_mib[row]),
-        among=among,
     )
 
 
@@ -127,9 +124,12 @@ def chosen(
     milli: Sequence[int],
     mib: Sequence[int],
     device_memory_mib: int,
-    among: Devices | None,
+    among: Devices | None = None,
 ) -> Devices | None:
-    """Return what `choose_devices` does, given what each device has left."""
+    """Return what `choose_devices` does, given what each device has left.
+
+    Only devices `among` the given ones, if any are.
+    """
     if shape.gpus:
         if among is None and not node.nvlink:
             return _first_whole(milli, shape.gpus)

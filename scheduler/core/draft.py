@@ -17,9 +17,7 @@ import numpy as np
 
 from scheduler.core.held import HeldTasks
 from scheduler.core.model import Shape, Task, TaskPhase
-from scheduler.core.node_columns import (
-    BoolColumn,
-)
+from scheduler.core.node_columns import BoolColumn
 from scheduler.core.snapshot import Snapshot
 from scheduler.core.space import Booked, Place, Space
 
@@ -31,7 +29,7 @@ class Promise:
     row: int  # of the job
     start_s: float
     places: list[Booked]
-    books: "Space"
+    books: Space
     nodes: set[int]  # of the places
 
 
@@ -39,8 +37,8 @@ class Promise:
 class _Tier:
     """The two books as jobs see them that meet so many promises."""
 
-    now: "Space"
-    later: "Space | None" = None  # once everything asked to stop is gone; None: as now
+    now: Space
+    later: Space | None = None  # once everything asked to stop is gone; None: as now
 
 
 class Draft:

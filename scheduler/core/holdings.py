@@ -31,7 +31,7 @@ class Holdings:
     row: Rows  # [H] of the job
     node: Rows  # [H] of the node
     amount: IntColumn  # [H, 3]
-    cost: FloatColumn  # [H] of the whole job
+    cost: FloatColumn  # [H] GPU-seconds, of the whole job
     share: FloatColumn  # [H] of that cost, by tasks
 
     def ordered(self, rank: Rows, cost: FloatColumn) -> "Holdings":

@@ -16,7 +16,7 @@ from scheduler.core.model import (
     Task,
 )
 from scheduler.core.node_columns import BoolColumn, FloatColumn, IntColumn
-from scheduler.core.records import NOTHING_RECEIVED, Received, Seat, Stint
+from scheduler.core.records import NOTHING_RECEIVED, Received, Seat
 from scheduler.core.topology import Near, near_of
 from scheduler.core.values import value_class
 
@@ -104,12 +104,6 @@ def is_described(spec: JobSpec) -> bool:
     return bool(says and spec.kind is not JobKind.INFERENCE and spec.total_gpu_milli)
 
 
-def _overlap(stint: Stint, since_s: float, until_s: float) -> float:
-    """Return the part of a stint between two moments."""
-    within_s = min(stint.until_s, until_s) - max(stint.from_s, since_s)
-    return max(within_s, 0.0) / (stint.until_s - stint.from_s)
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class JobColumns:
     """Every live job. Rows are reused; a free row has the phase code -1."""
@@ -121,8 +115,8 @@ class JobColumns:
     sequence: IntColumn
     priority: IntColumn
     phase: NDArray[np.int8]  # PHASE_CODE, or -1
-    gang: IntColumn  # index into `gangs`
-    queue: IntColumn  # index into `queue_names`
+    gang: IntColumn  # index into `Snapshot.gangs`
+    queue: IntColumn  # index into `Snapshot.queues`
     attempt: IntColumn  # attempts started so far
     n_unmet: IntColumn  # dependencies not satisfied yet
     n_missing: IntColumn  # tasks that a running job still wants

@@ -6,13 +6,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.model import (
-    MILLI,
-    Levels,
-    Node,
-    NodeName,
-    Shape,
-)
+from scheduler.core.model import MILLI, Levels, Node, NodeName, Shape
 from scheduler.core.plan import Cause
 from scheduler.core.topology import Tree, tree_of
 

@@ -18,23 +18,17 @@ from scheduler.core.job_columns import (
     PHASE_CODE,
     Gang,
     JobColumns,
-    _overlap,
     gang_of,
     is_described,
     is_preemptible,
     run_s_of,
 )
-from scheduler.core.model import (
-    MILLI,
-    Job,
-    JobPhase,
-    JobSpec,
-    Queue,
-)
+from scheduler.core.model import MILLI, Job, JobPhase, JobSpec, Queue
 from scheduler.core.node_columns import BoolColumn, FloatColumn, IntColumn, NodeColumns, Rows
 from scheduler.core.plan import Granted
 from scheduler.core.queue_rules import with_defaults
 from scheduler.core.queue_tree import QueueTree
+from scheduler.core.records import Stint
 
 
 class ChangeLog:
@@ -253,3 +247,9 @@ class Snapshot:
         return replace(
             self, jobs=jobs, gangs=[*self.gangs, gang_of(job)], origin=self, mark=None
         )
+
+
+def _overlap(stint: Stint, since_s: float, until_s: float) -> float:
+    """Return the part of a stint between two moments."""
+    within_s = min(stint.until_s, until_s) - max(stint.from_s, since_s)
+    return max(within_s, 0.0) / (stint.until_s - stint.from_s)

@@ -41,15 +41,14 @@ MIN_PING_INTERVAL_MS = 10_000
 
 
 @asynccontextmanager
-async def serve_rpc(daemon: DaemonPort, *, logs: LogSource | None = None) -> AsyncIterator[str]:
+async def serve_rpc(daemon: DaemonPort) -> AsyncIterator[str]:
     """Serve until the context ends; yield the address, with the port that was taken.
 
-    Raises `InvalidInput` if the address cannot or must not be served as configured. Logs are
-    found in the executor's task folders unless another source is given.
+    Raises `InvalidInput` if the address cannot or must not be served as configured.
     """
     guard = Guard.from_config(daemon.config)
     audit = AuditLog(daemon.config.folder, clock=daemon.clock)
-    server = GrpcServer(daemon, guard=guard, audit=audit, logs=logs or _logs_of(daemon))
+    server = GrpcServer(daemon, guard=guard, audit=audit, logs=_logs_of(daemon))
     try:
         yield await server.start()
     finally:

@@ -111,14 +111,14 @@ def _generated_jobs(folder: Path) -> TraceJobs:
     yield from drawn
 
 
-def generated(throughputs: Throughputs, *, seed: int = 0) -> TraceJobs:
+def generated(throughputs: Throughputs) -> TraceJobs:
     """Yield the single-GPU jobs of Gavel's generator, without end.
 
     Four jobs in five take 10^1.5 to 10^3 minutes on a V100, the others 10^3 to 10^4,
     uniform in the exponent; arrivals are a Poisson process.
     """
-    draw = Random(seed + 2)  # noqa: S311  # Gavel's seeds, no secret
-    gaps = Random(seed + 3)  # noqa: S311
+    draw = Random(2)  # noqa: S311  # Gavel's seeds, no secret
+    gaps = Random(3)  # noqa: S311
     at_s = 0.0
     for number in count():
         draw.random()  # for the number of GPUs, which is not used

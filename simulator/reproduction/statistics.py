@@ -78,10 +78,10 @@ class Comparison:
         return abs(self.ours - self.published) / self.published
 
 
-def compare(*, seed: int = 0, n_jobs: int = N_JOBS) -> Iterator[Comparison]:
+def compare(*, seed: int = 0) -> Iterator[Comparison]:
     """Yield every published figure of table 4 beside that of the preset's jobs."""
     for name, published in PUBLISHED.items():
-        ours = statistics(generate(PRESETS[name], seed=seed, n_jobs=n_jobs))
+        ours = statistics(generate(PRESETS[name], seed=seed, n_jobs=N_JOBS))
         ours = replace(ours, **_expected_gpu_time(PRESETS[name]))
         for field in fields(Statistics):
             figure, measured = getattr(published, field.name), getattr(ours, field.name)

@@ -41,14 +41,14 @@ _MOST_NODES, _MOST_GPUS = 1_000_000, 1024  # more are mistakes
 _Found = tuple[list[Node], list[Queue]]
 
 
-def read_cluster(path: Path | str, *, assume: Assumptions | None = None) -> SimulatedCluster:
+def read_cluster(path: Path | str) -> SimulatedCluster:
     """Return the cluster that a file of a public trace describes. Raises `TraceError`."""
     source = Source(Path(path))
     shown = opening(source.path)
     for recognises, read in _READERS:
         if recognises(shown):
             try:
-                nodes, queues = read(source, assume or Assumptions())
+                nodes, queues = read(source, Assumptions())
             except InvalidInput as error:
                 raise source.error(str(error)) from error
             if not nodes:

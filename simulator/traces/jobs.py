@@ -75,9 +75,7 @@ def role_of(n_tasks: int, shape: Shape, name: str = "worker") -> Role:
 
 
 @lru_cache(maxsize=65_536)
-def gpu_gang(
-    n_gpus: float, assume: Assumptions, gpu_types: tuple[str, ...] = ()
-) -> tuple[Role, ...]:
+def gpu_gang(n_gpus: float, assume: Assumptions) -> tuple[Role, ...]:
     """Return the role of a job of which only its number of GPUs is known.
 
     Up to a node's worth of GPUs is one task. Beyond, tasks are as equal and as large as fit a
@@ -87,9 +85,9 @@ def gpu_gang(
         return (role_of(1, Shape(cpu_milli=assume.cpu_milli_per_gpu)),)
     if n_gpus < 1:
         gpu_milli = max(1, round(n_gpus * MILLI))
-        return (role_of(1, _gpu_shape(gpu_milli, assume, gpu_types)),)
+        return (role_of(1, _gpu_shape(gpu_milli, assume)),)
     n_tasks, per_task = tasks_of(math.ceil(n_gpus), assume.gpus_per_node)
-    return (role_of(n_tasks, _gpu_shape(per_task * MILLI, assume, gpu_types)),)
+    return (role_of(n_tasks, _gpu_shape(per_task * MILLI, assume)),)
 
 
 def tasks_of(n_devices: int, per_node: int) -> tuple[int, int]:
@@ -98,12 +96,11 @@ def tasks_of(n_devices: int, per_node: int) -> tuple[int, int]:
     return n_devices // per_task, per_task
 
 
-def _gpu_shape(gpu_milli: int, assume: Assumptions, gpu_types: tuple[str, ...]) -> Shape:
+def _gpu_shape(gpu_milli: int, assume: Assumptions) -> Shape:
     whole, part = divmod(gpu_milli, MILLI)
     return Shape(
         cpu_milli=max(1, assume.cpu_milli_per_gpu * gpu_milli // MILLI),
         memory_mib=assume.memory_mib_per_gpu * gpu_milli // MILLI,
         gpus=whole,
         gpu_milli=part,
-        gpu_types=gpu_types,
     )

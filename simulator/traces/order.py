@@ -28,11 +28,9 @@ def by_time(
         yield at_s, row
 
 
-def by_name(
-    rows: Iterable[Row], column: str, *, in_memory: int = ROWS_IN_MEMORY
-) -> Iterator[tuple[str, Row]]:
+def by_name(rows: Iterable[Row], column: str) -> Iterator[tuple[str, Row]]:
     """Yield (name, row) by the text of a column, equal ones in the order of the file."""
-    for name, row in _ordered(rows, lambda row: row.text(column), in_memory):
+    for name, row in _ordered(rows, lambda row: row.text(column), ROWS_IN_MEMORY):
         assert isinstance(name, str)
         yield name, row
 
