@@ -54,8 +54,8 @@ def test_fields_of_pools_and_columns_of_prices_exist():
     assert len(fields) > 15
     assert set(fields) <= set(PoolConfig.model_fields)
     assert f"`{','.join(COLUMNS)}`" in TEXT
-    [queues] = re.findall(r"^`queues` take .*?: (.*?) \.\.\.", TEXT, flags=re.MULTILINE)
-    assert set(re.findall(r"`([a-z_]+)`", queues)) <= set(QueueConfig.model_fields)
+    [queues] = re.findall(r"^`queues` have (.*?), as ", TEXT, flags=re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"`([a-z_]+)`", queues)) == set(QueueConfig.model_fields)
 
 
 def test_the_example_cluster_can_be_read():
