@@ -16,7 +16,7 @@ from simulator.workload import TraceJob
 NEVER = float("nan")
 
 ROWS_AT_ONCE = 1_024
-"""Rows that are made at a time, with what jobs have that have done nothing yet."""
+"""Rows that are written at a time, column by column."""
 
 _FLOATS = (
     "n_gpus",
@@ -35,6 +35,39 @@ _FLOATS = (
 )
 _INTS = ("n_tasks", "priority", "n_attempts", "n_preemptions", "n_failures")
 _TEXTS = ("key", "name", "submitter", "queue", "kind", "phase", "gpu_type")
+
+_KNOWN_AT_FIRST = (
+    "key",
+    "name",
+    "submitter",
+    "queue",
+    "kind",
+    "n_gpus",
+    "submitted_at_s",
+    "deadline_at_s",
+    "alone_s",
+    "n_tasks",
+    "priority",
+)
+"""What `JobRows.open` writes, in its order."""
+
+_KNOWN_AT_LAST = (
+    "phase",
+    "gpu_type",
+    "started_at_s",
+    "ended_at_s",
+    "waited_s",
+    "ran_s",
+    "useful_gpu_s",
+    "lost_gpu_s",
+    "overhead_gpu_s",
+    "gpu_s",
+    "cost_usd",
+    "n_attempts",
+    "n_preemptions",
+    "n_failures",
+)
+"""What `JobRows.close` writes, in its order."""
 
 
 class Account:
@@ -83,6 +116,8 @@ class JobRows:
 
     def __init__(self) -> None:
         self._n_rows = 0
+        self._opened: list[tuple[Any, ...]] = []  # not written yet
+        self._closed: list[tuple[int, tuple[Any, ...]]] = []  # with the number of the row
         self._floats = {name: array("d") for name in _FLOATS}
         self._ints = {name: array("q") for name in _INTS}
         self._texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
@@ -90,32 +125,44 @@ class JobRows:
     def __len__(self) -> int:
         return self._n_rows
 
-    def _make_rows(self) -> None:
-        for name, floats in self._floats.items():
-            floats.extend([NEVER if name in _MOMENTS else 0.0] * ROWS_AT_ONCE)
-        for ints in self._ints.values():
-            ints.extend([0] * ROWS_AT_ONCE)
-        for name, texts in self._texts.items():
-            texts.extend([JobPhase.PENDING.value if name == "phase" else ""] * ROWS_AT_ONCE)
+    def _write(self) -> None:
+        """Write to the columns what jobs had when they came, then what at their end."""
+        columns: dict[str, Any] = {**self._floats, **self._ints, **self._texts}
+        n_opened = len(self._opened)
+        for name, values in zip(_KNOWN_AT_FIRST, zip(*self._opened, strict=True), strict=False):
+            columns[name].extend(values)
+        for name in _KNOWN_AT_LAST:  # of jobs that have done nothing yet
+            columns[name].extend([_AT_FIRST.get(name, 0)] * n_opened)
+        self._opened.clear()
+        numbers = [number for number, _ in self._closed]
+        rows = (row for _, row in self._closed)
+        for name, values in zip(_KNOWN_AT_LAST, zip(*rows, strict=True), strict=False):
+            column = columns[name]
+            for number, value in zip(numbers, values, strict=True):
+                column[number] = value
+        self._closed.clear()
 
     def open(self, trace: TraceJob, job_id: JobId, *, spec: JobSpec, alone_s: float) -> int:
         """Add a row for a job that was submitted; return its number."""
-        number, texts, floats, ints = self._n_rows, self._texts, self._floats, self._ints
-        if number == len(ints["n_tasks"]):
-            self._make_rows()
+        self._opened.append(
+            (
+                trace.key or job_id,
+                spec.name,
+                trace.submitter,
+                spec.queue,
+                spec.kind.value,
+                spec.total_gpu_milli / MILLI,
+                trace.at_s,
+                spec.deadline_at_s or NEVER,
+                alone_s,
+                spec.n_tasks,
+                spec.priority,
+            )
+        )
+        if len(self._opened) == ROWS_AT_ONCE:
+            self._write()
         self._n_rows += 1
-        texts["key"][number] = trace.key or job_id
-        texts["name"][number] = spec.name
-        texts["submitter"][number] = trace.submitter
-        texts["queue"][number] = spec.queue
-        texts["kind"][number] = spec.kind.value
-        floats["n_gpus"][number] = spec.total_gpu_milli / MILLI
-        floats["submitted_at_s"][number] = trace.at_s
-        floats["deadline_at_s"][number] = spec.deadline_at_s or NEVER
-        floats["alone_s"][number] = alone_s
-        ints["n_tasks"][number] = spec.n_tasks
-        ints["priority"][number] = spec.priority
-        return number
+        return self._n_rows - 1
 
     def close(
         self,
@@ -128,35 +175,45 @@ class JobRows:
     ) -> None:
         """Fill the row of a job: that ended, or as far as it got; open work counts."""
         useful_gpu_s = account.useful_gpu_s + account.unsaved_gpu_s
-        self._texts["phase"][number] = (phase or record.phase).value
-        self._texts["gpu_type"][number] = account.main_gpu_type()
-        floats = self._floats
-        floats["started_at_s"][number] = account.started_at_s
-        if (phase or record.phase).is_final:
-            floats["ended_at_s"][number] = now_s
-        floats["waited_s"][number] = record.waited_s(now_s)
-        floats["ran_s"][number] = record.ran_s(now_s)
-        floats["useful_gpu_s"][number] = useful_gpu_s
-        floats["lost_gpu_s"][number] = account.lost_gpu_s
-        floats["overhead_gpu_s"][number] = account.overhead_gpu_s
-        floats["gpu_s"][number] = useful_gpu_s + account.lost_gpu_s + account.overhead_gpu_s
-        floats["cost_usd"][number] = account.cost_usd
-        ints = self._ints
-        ints["n_attempts"][number] = record.attempt
-        ints["n_preemptions"][number] = record.preemptions
-        ints["n_failures"][number] = account.n_failures
+        phase = phase or record.phase
+        row = (
+            phase.value,
+            account.main_gpu_type(),
+            account.started_at_s,
+            now_s if phase.is_final else NEVER,
+            record.waited_s(now_s),
+            record.ran_s(now_s),
+            useful_gpu_s,
+            account.lost_gpu_s,
+            account.overhead_gpu_s,
+            useful_gpu_s + account.lost_gpu_s + account.overhead_gpu_s,
+            account.cost_usd,
+            record.attempt,
+            record.preemptions,
+            account.n_failures,
+        )
+        self._closed.append((number, row))
+        if len(self._closed) == ROWS_AT_ONCE:
+            self._write()
 
     def refuse(self, number: int) -> None:
         """Note that the job of a row was refused when it was submitted."""
+        self._write()
         self._texts["phase"][number] = JobPhase.CANCELLED.value
         self._floats["ended_at_s"][number] = self._floats["submitted_at_s"][number]
 
     def table(self) -> JobTable:
         """Return all rows."""
-        n_rows, arrays = self._n_rows, {**self._floats, **self._ints}
-        columns: dict[str, Any] = {name: texts[:n_rows] for name, texts in self._texts.items()}
-        columns |= {name: np.array(column)[:n_rows] for name, column in arrays.items()}
+        self._write()
+        arrays = {**self._floats, **self._ints}
+        columns: dict[str, Any] = {name: texts.copy() for name, texts in self._texts.items()}
+        columns |= {name: np.array(column) for name, column in arrays.items()}
         return JobTable(**columns)
 
 
-_MOMENTS = frozenset({"started_at_s", "ended_at_s", "deadline_at_s", "alone_s"})
+_AT_FIRST = {
+    "phase": JobPhase.PENDING.value,
+    "gpu_type": "",
+    "started_at_s": NEVER,
+    "ended_at_s": NEVER,
+}
