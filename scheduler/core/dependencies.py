@@ -30,7 +30,7 @@ def broken_by(record: JobRecord, ended: OutcomeDump) -> Dependency | None:
 def count_end(state: ClusterState, record: JobRecord, at_s: float) -> list[OutcomeDump]:
     """Count an end in the outcomes of the job and its array; return those now complete."""
     complete = []
-    for job_id in (record.id, record.job.array_id):
+    for job_id in (record.job.id, record.job.array_id):
         if job_id is None:
             continue
         old = state.outcomes[job_id]

@@ -59,6 +59,12 @@ def gang_of(job: Job) -> Gang:
     )
 
 
+def gang_key(spec: JobSpec) -> tuple[object, ...]:
+    """Return what makes gangs equal: quicker to make than a gang, for every job that comes."""
+    roles = [(r.name, r.shape, r.min_count, r.count) for r in spec.roles]
+    return (near_of(spec), spec.inputs_mib, *roles)
+
+
 def free_indices(live: Set[tuple[str, int]], role: str, count: int) -> tuple[int, ...]:
     """Return the indices of the replicas that a role lacks for `count`, the lowest free ones.
 

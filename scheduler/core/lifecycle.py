@@ -66,6 +66,8 @@ class Changes:
 class Lifecycle:
     """The moves of jobs and tasks within the observation of one event."""
 
+    __slots__ = ("_at_s", "_changes", "_state")
+
     def __init__(self, state: ClusterState, changes: Changes, at_s: float) -> None:
         self._state = state
         self._changes = changes
@@ -112,7 +114,7 @@ class Lifecycle:
         self._move_task(record, task, task.moved(_TASK_RUNNING, started_at_s=started_at_s))
         record.revision = self._state.revision
         self._state.sync(record)
-        self._changes.jobs[record.id] = None
+        self._changes.jobs[record.job.id] = None
 
     def task_ended(
         self,
@@ -368,7 +370,7 @@ class Lifecycle:
         record.reason = reason
         if phase.is_final:  # its row goes, so there is nothing to write there
             record.revision = self._state.revision
-            self._changes.jobs[record.id] = None
+            self._changes.jobs[record.job.id] = None
             self._finish(record)
         else:
             self.publish(record)

@@ -159,7 +159,7 @@ def _is_wanted(state: ClusterState, record: JobRecord, placement: Placement) -> 
     if len({bind.task for bind in placement.binds}) < len(placement.binds):
         return False
     if record.phase is _PENDING:
-        return not state.n_unmet.get(record.id) and all(
+        return not state.n_unmet.get(record.job.id) and all(
             bound[name] >= role.min_count for name, role in roles.items()
         )
     if spec.kind is not _INFERENCE or record.phase is not _RUNNING:

@@ -20,6 +20,7 @@ from scheduler.core.job_columns import (
     Gang,
     JobColumns,
     free_indices,
+    gang_key,
     gang_of,
     is_described,
     is_preemptible,
@@ -106,7 +107,7 @@ class ClusterState:
         self._tree: QueueTree | None = None  # made again after queues or types changed
         self._columns = list(range(FIRST_TYPE))  # of `_queue_used`, in the order of the tree
         self._gangs: list[Gang] = []
-        self._gang_number: dict[Gang, int] = {}
+        self._gang_number: dict[tuple[object, ...], int] = {}  # by `gang_key`
         self._kind_number: dict[tuple[object, ...], int] = {}
         self._row_of: dict[JobId, int] = {}
         self._unwritten: dict[JobId, JobRecord] = {}  # whose rows lag behind them
@@ -206,7 +207,8 @@ class ClusterState:
 
     def sync_spec(self, record: JobRecord) -> None:
         """Write what follows from the spec to the table, after the spec changed."""
-        jobs, row, job = self._jobs(), self._row_of[record.id], record.job
+        job = record.job
+        jobs, row = self._jobs(), self._row_of[job.id]
         jobs.jobs[row] = job
         jobs.priority[row] = job.spec.priority
         jobs.is_preemptible[row] = is_preemptible(job.spec)
@@ -220,10 +222,9 @@ class ClusterState:
         jobs.gang[row] = self._gang(job)
 
     def _gang(self, job: Job) -> int:
-        gang = gang_of(job)
-        number = self._gang_number.setdefault(gang, len(self._gangs))
+        number = self._gang_number.setdefault(gang_key(job.spec), len(self._gangs))
         if number == len(self._gangs):
-            self._gangs.append(gang)
+            self._gangs.append(gang_of(job))
         return number
 
     def _forget_gangs(self) -> None:
@@ -290,8 +291,9 @@ class ClusterState:
 
     def drop_job(self, record: JobRecord) -> None:
         """Forget a job that has ended, but for its outcome."""
-        jobs, row = self._jobs(), self._row_of.pop(record.id)
-        self._unwritten.pop(record.id, None)
+        job = record.job
+        jobs, row = self._jobs(), self._row_of.pop(job.id)
+        self._unwritten.pop(job.id, None)
         jobs.phase[row] = -1
         jobs.n_stopping[row] = jobs.n_missing[row] = jobs.gpu_milli[row] = 0
         jobs.deadline_at_s[row] = NEVER_S
@@ -300,20 +302,19 @@ class ClusterState:
         jobs.received[row] = NOTHING_RECEIVED
         jobs.seats.pop(row, None)
         self._free_rows.append(row)
-        del self.records[record.id]
+        del self.records[job.id]
         self._forget_gangs()
-        self.n_unmet.pop(record.id, None)
-        self.n_live[record.job.spec.queue] -= 1
-        owner = record.job.spec.queue, record.job.submitter
+        self.n_unmet.pop(job.id, None)
+        self.n_live[job.spec.queue] -= 1
+        owner = job.spec.queue, job.submitter
         self.n_live_of[owner] -= 1
         if not self.n_live_of[owner]:
             del self.n_live_of[owner]
-        array_id = record.job.array_id
-        if array_id is not None:
-            elements = self.arrays[array_id]
-            del elements[record.id]
+        if job.array_id is not None:
+            elements = self.arrays[job.array_id]
+            del elements[job.id]
             if not elements:
-                del self.arrays[array_id]
+                del self.arrays[job.array_id]
 
     def members(self, job_id: JobId) -> list[JobRecord]:
         """Return the live job of that id, or the live elements of that array."""
