@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import cvxpy as cp
 import numpy as np
@@ -37,14 +38,17 @@ from policies.shares import Shares
 from policies.space_sharing import Profiles, max_min_pair_shares
 from policies.water_filling import water_filling_shares
 
+T = TypeVar("T")
+
+
+def once(solve: Callable[[], T]) -> tuple[T, float]:
+    """Return the answer, and the seconds that it took."""
+    start_s = time.perf_counter()
+    return solve(), time.perf_counter() - start_s
+
 
 def best_s(solve: Callable[[], object], repeats: int) -> float:
-    took_s = []
-    for _ in range(repeats):
-        start_s = time.perf_counter()
-        solve()
-        took_s.append(time.perf_counter() - start_s)
-    return min(took_s)
+    return min(once(solve)[1] for _ in range(repeats))
 
 
 def assert_same(value: float, expected: float) -> None:
@@ -94,9 +98,7 @@ def finish_time(case: Case) -> None:
             capacity=case.capacity,
         ).value
 
-    start_s = time.perf_counter()
-    expected = finish_by_cvxpy(case, elapsed_s, steps)
-    baseline_s = time.perf_counter() - start_s
+    expected, baseline_s = once(lambda: finish_by_cvxpy(case, elapsed_s, steps))
     assert_same(solve(), expected)
     report(
         benchmark="solve",
@@ -155,9 +157,8 @@ def hierarchical(case: Case) -> None:
 
     shares = solve()
     assert shares.status is Status.OPTIMAL
-    start_s = time.perf_counter()
-    least = max_min_by_cvxpy(replace(case, weights=first), cp.ECOS)
-    baseline_s = time.perf_counter() - start_s
+    weighed = replace(case, weights=first)
+    least, baseline_s = once(lambda: max_min_by_cvxpy(weighed, cp.ECOS))
     got = case.gpus * (case.throughputs * shares.fractions).sum(axis=1) / case.alone
     assert_same(float((got / first).min()), least)
     n_types = case.throughputs.shape[1]
@@ -179,9 +180,8 @@ def lepton(case: Case) -> None:
     needs = needs_of(case)
     shares = solve_lepton(needs)
     assert shares.status is Status.OPTIMAL
-    start_s = time.perf_counter()
-    assert_same(shares.value, lepton_by_cvxpy(needs, cp.CLARABEL))
-    baseline_s = time.perf_counter() - start_s
+    expected, baseline_s = once(lambda: lepton_by_cvxpy(needs, cp.CLARABEL))
+    assert_same(shares.value, expected)
     n_jobs, n_types = case.throughputs.shape
     report(
         benchmark="solve",
@@ -211,12 +211,8 @@ def deadlines(case: Case, n_due: int) -> None:
         assert found.status is Status.OPTIMAL
         return found.steady, found.least
 
-    start_s = time.perf_counter()
-    jobs = promised()
-    admission_s = time.perf_counter() - start_s
-    start_s = time.perf_counter()
-    expected = pace_by_cvxpy(due, jobs, others)
-    baseline_s = time.perf_counter() - start_s
+    jobs, admission_s = once(promised)
+    expected, baseline_s = once(lambda: pace_by_cvxpy(due, jobs, others))
     for value, same in zip(pace(jobs), expected, strict=True):
         assert abs(value - same) <= 1e-5 * max(abs(same), 1), (value, same)
     n_types = case.throughputs.shape[1]

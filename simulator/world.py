@@ -6,7 +6,7 @@ nothing is touched, and an entry touches only the jobs whose speed it changes.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from math import isnan
 
@@ -37,6 +37,7 @@ from simulator.agenda import ENDS, MACHINES, Agenda
 from simulator.gang import LiveJob, Seat, Stage, alone_s, gang_of, seat_on
 from simulator.machines import Machine, Machines
 from simulator.replicas import ReplicaSteps
+from simulator.tally import Tally
 from simulator.workload import FOREVER, TraceJob
 
 GIVES_UP_AFTER = 100
@@ -54,37 +55,6 @@ _WORKING = Stage.WORKING
 _STARTING = Stage.STARTING
 _STOPPING = Stage.STOPPING
 _GANG_BROKEN = StopCause.GANG_BROKEN
-
-
-@dataclass(slots=True)
-class Tally:
-    """What there is at the moment."""
-
-    n_submitted: int = 0
-    n_ended: int = 0
-    n_running: int = 0
-    n_refused: int = 0
-    n_events: int = 0
-    n_starts: int = 0  # of tasks
-    n_given_up: int = 0
-    n_services: int = 0  # of those submitted
-    n_services_ended: int = 0
-    gpus_by_queue: dict[str, float] = field(default_factory=dict)  # held
-
-    @property
-    def n_pending(self) -> int:
-        """Jobs that wait."""
-        return self.n_submitted - self.n_ended - self.n_running
-
-    @property
-    def n_to_end(self) -> int:
-        """Jobs that have not ended, services apart."""
-        return self.n_submitted - self.n_ended - (self.n_services - self.n_services_ended)
-
-    @property
-    def serves_only(self) -> bool:
-        """Whether there are services, some to this day, and nothing else ever was."""
-        return self.n_services_ended < self.n_services == self.n_submitted
 
 
 def _job_of(start: Start) -> JobId:
