@@ -104,6 +104,15 @@ class Backfill:
             return promise.start_s - self._draft.snapshot.now_s
         return self._waited_s(row)
 
+    def is_overdue(self, row: int) -> bool:
+        """Return whether a job has waited for longer than the policy has patience."""
+        return self._waited_s(row) >= self._policy.patience_s
+
+    def could_ever_fit(self, row: int, wants: tuple[Want, ...]) -> bool:
+        """Return whether a gang fits, or would if enough of those who run had ended."""
+        musts = _musts(wants)
+        return could_place(self._draft.now, musts) or self._claims.claim(row, musts) is not None
+
     def foresee(self, row: int, wants: tuple[Want, ...]) -> None:
         """Promise places to the job of a row, if it has none, however many others have some."""
         if all(promise.row != row or not promise.places for promise in self._draft.promises):

@@ -40,6 +40,7 @@ from scheduler.core.placement import (
     hold_later,
     on_types,
     placement_of,
+    shortfall,
     spot_of,
     start_beside,
     start_now,
@@ -260,6 +261,8 @@ class _Cycle:
         self._hosts = frozenset(self._beside.values())
         self._spots: dict[int, Spot] = {}  # of hosts that were placed
         self._over_quota: dict[tuple[int, int], Unplaced] = {}  # by gang and queue
+        self._kept_below: set[int] = set()  # queues whose ceilings are kept free for a gang
+        self._lacks_room: set[tuple[int, int]] = set()  # those, where nobody's limit is at work
         self._no_quota: dict[Right, int] = {}  # by right: stops by then
         self._variants: dict[tuple[int, tuple[Want, ...]], int] = {}
         self._variant_on: dict[tuple[int, tuple[str, ...]], int] = {}  # by gang and types
@@ -382,6 +385,8 @@ class _Cycle:
             self._failed = self._failures.setdefault(tier, _Failures())
         if self._is_over_quota(right):
             self._unplaced[self._snapshot.job_at(row).id] = self._over_quota[right[:2]]
+            if right[:2] in self._lacks_room:
+                self._without_room.append(row)
         elif not listed.is_pending[place]:
             self._serve_service(row, right)
         elif row in self._beside and self._join(row, self._beside[row]):
@@ -527,12 +532,36 @@ class _Cycle:
             if self._preempt(row, wants):
                 return
             self._failed.no_victims.add(right)
-        key = right[:2]
-        if key not in self._over_quota:
+        key, is_pending = right[:2], self._snapshot.jobs.phase[row] == _PENDING
+        # Beyond what the cluster has, less what is kept: mostly there is no room, either.
+        is_at_root = is_pending and excess.row == self._quotas.tree.root
+        short = shortfall(self._draft.now, wants) if is_at_root else None
+        if short is not None:
+            self._lacks_room.add(key)
+            self._over_quota[key] = self._why(short, wants)
+        elif key not in self._over_quota:
             self._over_quota[key] = self._quotas.why_over(excess, is_now=True)
-        if self._snapshot.jobs.phase[row] == _PENDING:
+        if is_pending:
             self._no_quota[right] = self._n_stops
-        self._unplaced[self._snapshot.job_at(row).id] = self._over_quota[key]
+        if short is None:
+            self._unplaced[self._snapshot.job_at(row).id] = self._over_quota[key]
+            if is_pending:
+                self._without_room.append(row)
+                self._keep_quota(row, wants, excess)
+            return
+        self._leave(row, self._over_quota[key])
+        if self._backfill.keep_places(row, wants):
+            self._failures.clear()
+
+    def _keep_quota(self, row: int, wants: tuple[Want, ...], excess: Excess) -> None:
+        """Keep what is left below a ceiling for a gang that waits long: it adds up in time."""
+        assert self._quotas is not None
+        if excess.row in self._kept_below or not self._backfill.is_overdue(row):
+            return
+        if self._backfill.could_ever_fit(row, wants) and self._quotas.keep_for(
+            row, wants, excess
+        ):
+            self._kept_below.add(excess.row)
 
     def _is_over_quota(self, right: Right) -> bool:
         """Return whether equal jobs were found over a limit, and nobody was stopped since.

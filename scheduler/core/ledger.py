@@ -71,10 +71,12 @@ class Ledger:
             self._unwritten.clear()
         return self._columns
 
-    def add(self, queue: int, amounts: Sequence[int]) -> None:
-        """Book amounts on a queue and all above it; negative ones give back."""
+    def add(self, queue: int, amounts: Sequence[int], *, up_to: int | None = None) -> None:
+        """Book amounts on a queue and all above it, or up to a row; negative ones give back."""
         self.n_changes += 1
         path = self._tree.paths[queue].tolist()
+        if up_to is not None:
+            path = path[: path.index(up_to) + 1]
         if self._reserves is not None:
             for row, rise in zip(path, self._rises(path, amounts), strict=True):
                 self._charged[row] = [

@@ -131,6 +131,15 @@ def _asks(wants: tuple[Want, ...]) -> list[Ask]:
     return [Ask(want.shape, len(want.must), len(want.may)) for want in wants]
 
 
+def shortfall(space: Space, wants: tuple[Want, ...]) -> Shortfall | None:
+    """Return what a gang lacks, None if `place_gang` would succeed; books nothing."""
+    members = place_gang(space, wants)
+    if isinstance(members, Shortfall):
+        return members
+    undo(space, members)
+    return None
+
+
 def could_place(space: Space, wants: tuple[Want, ...]) -> bool:
     """Return whether `place_gang` would succeed; books nothing."""
     if wants and wants[0].near is not None:

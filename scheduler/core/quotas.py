@@ -21,6 +21,7 @@ from scheduler.core.needs import (
     Amounts,
     Needs,
     Option,
+    least_of,
     least_of_gang,
     replicas_of_gang,
 )
@@ -192,6 +193,21 @@ class Quotas:
         is_all = len(tasks) == len(self.snapshot.jobs.tasks[row])
         held = self.needs.held(row) if is_all else self.needs.of_tasks(row, tasks)
         self.later.add(int(self.snapshot.jobs.queue[row]), [sign * amount for amount in held])
+
+    def keep_for(self, row: int, wants: tuple[Want, ...], excess: Excess) -> bool:
+        """Charge a job that waits with the least it needs, up to where that goes too far.
+
+        So nobody who is served after it takes what is left there. Not for one that would go
+        too far if nobody else ran: return whether it was charged.
+        """
+        queue = int(self.snapshot.jobs.queue[row])
+        need, _ = self.needs.total(least_of(wants))
+        nothing = np.zeros_like(self.snapshot.queue_used)
+        alone = Ledger(self.tree, nothing, ceilings(self.tree, self.capacity))
+        if alone.over(queue, need) is not None:
+            return False
+        self.now.add(queue, need, up_to=excess.row)
+        return True
 
     # Admission
 
