@@ -109,9 +109,17 @@ class Backfill:
         return self._waited_s(row) >= self._policy.patience_s
 
     def could_ever_fit(self, row: int, wants: tuple[Want, ...]) -> bool:
-        """Return whether a gang fits, or would if enough of those who run had ended."""
+        """Return whether a gang fits, or would if enough of those who run had ended.
+
+        False, too, once a cycle has looked at enough of them.
+        """
         musts = _musts(wants)
-        return could_place(self._draft.now, musts) or self._claims.claim(row, musts) is not None
+        if could_place(self._draft.now, musts):
+            return True
+        if not self._n_tries:
+            return False
+        self._n_tries -= 1
+        return self._claims.claim(row, musts) is not None
 
     def foresee(self, row: int, wants: tuple[Want, ...]) -> None:
         """Promise places to the job of a row, if it has none, however many others have some."""

@@ -105,6 +105,7 @@ class Quotas:
             bounds_types[rows] |= bounds_types[tree.parent[rows]]
         # Whether the queue of a row, or any above it, may have only so much of a GPU type.
         self._bounds_types: list[bool] = bounds_types.tolist()
+        self._unused: Ledger | None = None  # if nobody ran; made when somebody asks
         self._lines: dict[int, _Line] = {}
         self._distinct: dict[tuple[int, tuple[int, ...]], list[Amounts]] = {}
         for row in np.flatnonzero(snapshot.jobs.n_stopping > 0).tolist():
@@ -202,9 +203,10 @@ class Quotas:
         """
         queue = int(self.snapshot.jobs.queue[row])
         need, _ = self.needs.total(least_of(wants))
-        nothing = np.zeros_like(self.snapshot.queue_used)
-        alone = Ledger(self.tree, nothing, ceilings(self.tree, self.capacity))
-        if alone.over(queue, need) is not None:
+        if self._unused is None:
+            nothing = np.zeros_like(self.snapshot.queue_used)
+            self._unused = Ledger(self.tree, nothing, ceilings(self.tree, self.capacity))
+        if self._unused.over(queue, need) is not None:
             return False
         self.now.add(queue, need, up_to=excess.row)
         return True
