@@ -29,6 +29,9 @@ from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.reclaim import MOST_TRIES, Room, hold_admitted, of_type
 from scheduler.core.spares import Spares
 
+TIED_GPU_S = 1e-9
+"""What a loss may exceed a gain by and still count as even: sums lose their last digits."""
+
 
 @dataclass(slots=True)
 class Cut:
@@ -156,7 +159,7 @@ class Shrinking:
         rows = rows[has_cooled | self._is_cut[rows]]
         spares.look_at(rows)
         width = sum(width_milli(w.shape) / MILLI * len(w.must) for w in least_of(wants))
-        gains = spares.cost_gpu_s[rows] < width * spares.cooldown_s[rows] + 1e-9
+        gains = spares.cost_gpu_s[rows] < width * spares.cooldown_s[rows] + TIED_GPU_S
         surplus = np.zeros(len(self._is_cut), np.bool_)
         surplus[rows[gains & (spares.n_surplus[rows] > 0)]] = True
         return surplus
