@@ -284,7 +284,7 @@ class World:
 
     def _halt(self, job: LiveJob) -> None:
         """Let the job do nothing more until it is gone; time has been accounted for."""
-        self._progress(job, True)
+        self._progress(job, bool(job.seats))
         job.per_s = 0.0
         job.at_work = 0.0
         job.stage = _STOPPING

@@ -11,7 +11,7 @@ from scheduler.core.errors import InvalidInput
 from scheduler.core.model import JobKind, JobPhase
 from simulator.cluster import PoolChange, SimulatedCluster, uniform_cluster
 from simulator.failures import Failures
-from simulator.workload import FOREVER, Steady
+from simulator.workload import FOREVER, NodeOutage, Steady
 
 
 def service(key="chat", *, gpus=1, work=FOREVER, at_s=0.0):
@@ -150,3 +150,10 @@ def test_a_service_that_ends_is_waited_for_while_it_stops():
     run = run_of([service(work=50.0)], stop_s=20.0)
     assert run.jobs.phase == ["succeeded"]
     assert run.until_s == 70.0
+
+
+def test_a_gang_lost_at_one_stroke_is_not_waited_for_if_it_never_starts_again():
+    lost = NodeOutage(at_s=50.0, node="a100-0")
+    run = run_of([trace_job("gang", tasks=2)], outages=[lost], failures=Failures(slow_every_s=1_000.0))
+    assert run.until_s == 50.0
+    assert run.jobs.phase == ["pending"]
