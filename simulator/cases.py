@@ -204,11 +204,12 @@ def deciding(
 ) -> Deciding:
     """Read `POLICY[:SCORE][:BACKFILL]`; what the text does not say comes from the arguments."""
     policy, *rest = text.split(":")
-    for word in rest:
-        if word in set(Backfilling):
-            backfill = word
-        else:
-            score = word
+    backfills = [word for word in rest if word in set(Backfilling)]
+    scores = [word for word in rest if word not in set(Backfilling)]
+    for kind, words in (("score", scores), ("backfill", backfills)):
+        if len(words) > 1:
+            raise InvalidInput("policy", f"{text} names more than one {kind}")
+    score, backfill = (*scores, score)[0], (*backfills, backfill)[0]
     return Deciding(policy=policy, score=score, backfill=backfill, round_s=round_s)
 
 

@@ -5,6 +5,7 @@ is in the order of the cases, whichever ended first, and the same everywhere: ea
 computes with one thread, so that sums are added in the same order.
 """
 
+import os
 import signal
 import tempfile
 import threading
@@ -29,6 +30,10 @@ class CaseFailed(SchedulerError):
     """A case could not be simulated: which one, and why."""
 
 
+class WorkerLost(SchedulerError):
+    """A process that simulated is gone: killed from outside, most often for its memory."""
+
+
 class Advanced(NamedTuple):
     """How far a sweep is: jobs that were submitted or ended, and cases that are done."""
 
@@ -45,7 +50,8 @@ def sweep(
 ) -> list[Summary]:
     """Run all cases; `report` hears now and then how far they are, from another thread.
 
-    Raises EngineMissing before anything runs, and CaseFailed for the first case that fails.
+    Raises EngineMissing before anything runs, CaseFailed for the first case that fails, and
+    WorkerLost.
     """
     if len(cases) == 1 and where.engine is Engine.PROCESSES:
         return [_run_here(cases[0], report)]
@@ -67,6 +73,7 @@ def _run_here(case: Case, report: Report | None) -> Summary:
 
 def _in_order(cases: Sequence[Case], where: Where, board: "_Board") -> Iterator[Summary]:
     from joblib import Parallel, delayed  # type: ignore[import-untyped]
+    from joblib.externals.loky import BrokenProcessPool  # type: ignore[import-untyped]
 
     n_jobs = where.workers or -1
     is_local = where.engine is Engine.PROCESSES
@@ -79,26 +86,35 @@ def _in_order(cases: Sequence[Case], where: Where, board: "_Board") -> Iterator[
         pre_dispatch="all",
         return_as="generator_unordered" if streams else "list",
     )
-    for index, outcome in parallel(
-        delayed(_run_numbered)(index, case, path, len(cases))
-        for index, case in enumerate(cases)
-    ):
-        found.append((index, outcome))
-        board.done(index, outcome)
+    try:
+        for index, outcome in parallel(
+            delayed(_run_numbered)(index, case, path, len(cases), os.getpid())
+            for index, case in enumerate(cases)
+        ):
+            found.append((index, outcome))
+            board.done(index, outcome)
+    except BrokenProcessPool as error:
+        raise WorkerLost(
+            f"a process that simulated was killed, with {len(found)} of {len(cases)} runs done"
+        ) from error
     for _, outcome in sorted(found, key=lambda pair: pair[0]):
         yield _summary(outcome)
 
 
 def _run_numbered(
-    index: int, case: Case, path: Path | None, n_cases: int
+    index: int, case: Case, path: Path | None, n_cases: int, parent: int
 ) -> tuple[int, "Summary | _Failure"]:
     _leave_interrupts_to_the_parent()
     if path is None:
         return index, _run_safely(case, None)
     board = _Board.opened(path, n_cases)
-    return index, _run_safely(
-        case, lambda submitted, ended: board.write(index, submitted, ended)
-    )
+
+    def advance(submitted: float, ended: float) -> None:
+        if parent not in {os.getppid(), os.getpid()}:  # the latter: one worker is no process
+            os._exit(1)  # nobody waits for this case any more
+        board.write(index, submitted, ended)
+
+    return index, _run_safely(case, advance)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,13 @@
 import csv
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -182,6 +187,9 @@ def test_who_goes_by_estimates_without_any_is_told():
         (("--policy", "fair"), "'fair'; must be one of fifo"),
         (("--policy", "fifo:tight"), "must be one of best-fit, "),
         (("--policy", ","), "name at least one"),
+        (("--policy", "fifo:fgd:lepton"), "fifo:fgd:lepton names more than one score"),
+        (("--policy", "fifo:easy:none"), "fifo:easy:none names more than one backfill"),
+        (("--until", "0s"), "--until 0s: must be above 0"),
         (("--cluster", "nowhere.yaml"), "nowhere.yaml: no such file"),
         (("--cluster", "1x2xT4,2x2xT4"), "twice"),
         (("--preset", "philly"), "one of --trace and --preset"),
@@ -336,6 +344,97 @@ def test_a_long_run_shows_how_far_it_is_and_leaves_calmly():
         assert screen.process.wait(30) == 130
     assert "of 2 runs" in text
     assert "Traceback" not in text
+
+
+def test_a_table_folds_on_a_narrow_terminal_and_keeps_its_names(files: Path):
+    words = ("--cluster", "2x8xT4", "--preset", "philly", "--jobs", "3", "--until", "1h")
+    long = "shortest_job:best-fit:conservative"
+    with terminal(None, "simulate", *words, "--policy", f"fifo,{long}", columns=80) as screen:
+        lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.read(timeout_s=60)).splitlines()
+
+    tables = [line for line in lines if line.startswith("POLICY")]
+    assert len(tables) > 2
+    assert sum(line.startswith(long) for line in lines) == len(tables)
+    assert all(len(line) <= 80 for line in lines if line.startswith(("POLICY", "fifo", long)))
+
+
+def test_what_cannot_be_written_is_told_after_the_table(files: Path, tmp_path: Path):
+    (tmp_path / "report.json").mkdir()
+
+    result = simulated(files, "--out", str(tmp_path), "-o", "json")
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["format"] == "lepton.report/1"
+    assert result.stderr == f"Error: --out {tmp_path}: Is a directory\n"
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes of a sweep that simulate."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == pid and b"popen_loky" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.fixture
+def sweeping() -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
+    """A sweep of two workers that takes far longer than a test."""
+    words = ("--cluster", "16x8xA100", "--preset", "philly", "--jobs", "20000", "--seeds", "2")
+    with subprocess.Popen(
+        [*LEPTON, "simulate", *words, "--workers", "2"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        workers: list[int] = []
+        until_s = time.monotonic() + 60
+        while len(workers) < 2 and time.monotonic() < until_s:
+            time.sleep(0.1)
+            workers = workers_of(process.pid)
+        while sum(map(cpu_s, workers)) < 6.0 and time.monotonic() < until_s:
+            time.sleep(0.1)  # beyond their imports
+        yield process, workers
+        process.kill()
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_worker_that_was_killed_is_told(sweeping):
+    process, workers = sweeping
+    os.kill(workers[0], signal.SIGKILL)
+
+    _, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert stderr.startswith("Error: a process that simulated was killed, with 0 of 2 runs")
+    assert "fewer --workers need less" in stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_workers_do_not_outlive_the_command(sweeping):
+    process, workers = sweeping
+    process.kill()
+
+    until_s = time.monotonic() + 30
+    while any(map(is_at_work, workers)) and time.monotonic() < until_s:
+        time.sleep(0.1)
+    assert [pid for pid in workers if is_at_work(pid)] == []
+
+
+def cpu_s(pid: int) -> float:
+    cells = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(cells[11]) + int(cells[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def is_at_work(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 SERVED = """

@@ -153,7 +153,9 @@ def test_a_service_that_ends_is_waited_for_while_it_stops():
 
 
 def test_a_gang_lost_at_one_stroke_is_not_waited_for_if_it_never_starts_again():
-    lost = NodeOutage(at_s=50.0, node="a100-0")
-    run = run_of([trace_job("gang", tasks=2)], outages=[lost], failures=Failures(slow_every_s=1_000.0))
+    lost = NodeOutage(at_s=50.0, node="a100-0", gpus=tuple(range(8)))
+    run = run_of(
+        [trace_job("gang", tasks=2)], outages=[lost], failures=Failures(slow_every_s=1_000.0)
+    )
     assert run.until_s == 50.0
     assert run.jobs.phase == ["pending"]

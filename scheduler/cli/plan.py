@@ -125,17 +125,17 @@ def plan(
                 code=ExitCode.USAGE,
             )
         found = _planned(asked, goals, sim.read_where(engine, address, workers))
-        if out is not None:
-            texts = {"plan.json": plan_json(found, given)}
-            if page:
-                texts["plan.html"] = plan_page(found, given)
-            sim.write_all(out, texts)
         if output.is_for_people:
             _show(found)
         else:
             from scheduler.cli.output import print_data
 
             print_data(plain(plan_data(found, given)), output)
+        if out is not None:
+            texts = {"plan.json": plan_json(found, given)}
+            if page:
+                texts["plan.html"] = plan_page(found, given)
+            sim.write_all(out, texts)
     if found.found.best is None:
         raise typer.Exit(int(ExitCode.CANNOT_BE_PLACED))
 

@@ -74,9 +74,9 @@ def replay(
         comparison = compared([summarised(run), *summaries])
         given = {"journal": journal.name, "policy": policy, "score": score,
                  "backfill": backfill, "round_": round_}  # fmt: skip
+        show(comparison, given, output)  # before the folder, which may be full
         if out is not None:
             write(comparison, given, out, with_page=page)
-        show(comparison, given, output)
         sim.note_what_is_odd(summaries)
 
 

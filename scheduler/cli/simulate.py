@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli import trace_options as opts
+from scheduler.cli.errors import CommandError, ExitCode
 from scheduler.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def simulate(
         source, settings = sim.read_source(asked), sim.read_settings(asked)
         there, offered = sim.read_cluster(cluster), sim.read_services(services)
         until_s = sim.read_duration_s(until, "--until", default=float("inf"))
+        if not until_s:
+            raise CommandError(f"--until {until}: must be above 0", code=ExitCode.USAGE)
         cases = [
             Case(
                 cluster=there,
@@ -103,9 +106,9 @@ def simulate(
             plotly_js()  # rather now than after an hour
         summaries = sim.run_all(cases, where, text=f"{len(cases)} runs")
         comparison = compared(summaries)
+        show(comparison, given, output)  # before the folder, which may be full
         if out is not None:
             write(comparison, given, out, with_page=page)
-        show(comparison, given, output)
         sim.note_what_is_odd(summaries)
         sim.note_who_is_missing(offered, summaries)
         if preset and estimates is None:

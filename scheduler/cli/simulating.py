@@ -24,7 +24,7 @@ from simulator.failures import Failures
 from simulator.report import Summary
 from simulator.service_file import Offered, load_services
 from simulator.simulation import Settings
-from simulator.sweep import Advanced, sweep
+from simulator.sweep import Advanced, WorkerLost, sweep
 from simulator.traces.clusters import is_known
 from simulator.traces.clusters import read_cluster as traced_cluster
 from simulator.traces.format import Assumptions
@@ -48,6 +48,12 @@ def clear_errors() -> Iterator[None]:
     except EngineMissing as error:
         raise CommandError(
             str(error), hint="Without --engine it runs in processes of this machine."
+        ) from error
+    except WorkerLost as error:
+        raise CommandError(
+            str(error),
+            hint="If it was for its memory: fewer --workers need less.",
+            code=ExitCode.ERROR,
         ) from error
     except SchedulerError as error:
         raise CommandError(str(error), code=ExitCode.USAGE) from error
@@ -265,9 +271,12 @@ def check_out(folder: Path | None) -> None:
 
 def write_all(folder: Path, texts: Mapping[str, str]) -> None:
     """Write files into a folder, and say so."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"--out {folder}: {error.strerror or error}") from error
     note(f"Written to {folder}: {', '.join(sorted(texts))}")
 
 

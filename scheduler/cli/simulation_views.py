@@ -2,7 +2,7 @@
 
 import math
 
-from scheduler.cli.table import Cell, Column, Row, table_lines
+from scheduler.cli.table import Cell, Column, Row, folded_lines, table_lines
 from simulator.comparison import Compared, Comparison, Difference, Verdict
 from simulator.figures import FIGURES, HEADLINES, Figure, Section
 from simulator.plan_report import HOURS_PER_MONTH, Plan, goal_scale, value_text
@@ -33,10 +33,10 @@ def comparison_lines(comparison: Comparison, *, width: int | None) -> list[str]:
         [policy.policy, *(_change(FIGURES[name], policy.differences[name]) for name in shown)]
         for policy in comparison.policies[1:]
     ]
-    lines = table_lines(columns, rows, width=width)
+    lines = folded_lines(columns, rows, width=width)
     if not changes:
         return lines
-    return [*lines, "", _heading(comparison), *table_lines(columns, changes, width=width)]
+    return [*lines, "", _heading(comparison), *folded_lines(columns, changes, width=width)]
 
 
 def every_figure_lines(comparison: Comparison) -> list[str]:
@@ -136,7 +136,7 @@ def plan_lines(plan: Plan, *, width: int | None) -> list[str]:
         ]
         for tried in plan.options()
     ]
-    return [*_verdict(plan), "", *table_lines(columns, rows, width=width)]
+    return [*_verdict(plan), "", *folded_lines(columns, rows, width=width)]
 
 
 def _verdict(plan: Plan) -> list[str]:

@@ -56,6 +56,42 @@ def table_lines(
     return [_line(picked, row, [widths[i] for i in shown]) for row in [header, *body]]
 
 
+def folded_lines(
+    columns: Sequence[Column], rows: Iterable[Row], *, width: int | None
+) -> list[str]:
+    """Return a table of figures; on a narrow terminal as several below each other.
+
+    Each begins with the first column, whole as far as that leaves room for the others.
+    """
+    whole = list(rows)
+    lines: list[str] = []
+    for fold in _folds(columns, whole, width):
+        if lines:
+            lines.append("")
+        picked: list[Row] = [[row[i] for i in fold] for row in whole]
+        lines += table_lines([columns[i] for i in fold], picked, width=width)
+    return lines
+
+
+def _folds(
+    columns: Sequence[Column], rows: Sequence[Row], width: int | None
+) -> list[list[int]]:
+    """Return the columns of each table, by number."""
+    if width is None:
+        return [list(range(len(columns)))]
+    widths = [
+        max([len(column.title), *(_width(_cell(row[i]).text) for row in rows)])
+        for i, column in enumerate(columns)
+    ]
+    widths[0] = min(widths[0], width // 2)
+    folds = [[0]]
+    for i in range(1, len(columns)):
+        if len(folds[-1]) > 1 and _total([*folds[-1], i], dict(enumerate(widths))) > width:
+            folds.append([0])
+        folds[-1].append(i)
+    return folds
+
+
 def _fitting(
     columns: Sequence[Column],
     shown: Sequence[int],
