@@ -195,7 +195,7 @@ def _static_key(shape: Shape) -> tuple[object, ...]:
         shape.node_labels,
         shape.tolerations,
         shape.gpu_memory_mib,
-        bool(shape.total_gpu_milli),
+        shape.gpus > 0 or shape.gpu_milli > 0,
     )
 
 

@@ -267,9 +267,6 @@ class ClusterState:
             jobs.n_missing[row] = len(missing_members(record)) if is_running else 0
             jobs.is_divisible[row] = is_running and has_spare(record, live)
             jobs.may_resize_at_s[row] = may_resize_at_s(record)
-        else:
-            jobs.n_missing[row] = jobs.is_divisible[row] = 0
-            jobs.may_resize_at_s[row] = 0.0
         if record.seats:
             jobs.seats[row] = record.seats
         else:
@@ -296,6 +293,8 @@ class ClusterState:
         self._unwritten.pop(job.id, None)
         jobs.phase[row] = -1
         jobs.n_stopping[row] = jobs.n_missing[row] = jobs.gpu_milli[row] = 0
+        jobs.is_divisible[row] = False
+        jobs.may_resize_at_s[row] = 0.0
         jobs.deadline_at_s[row] = NEVER_S
         jobs.jobs[row] = None
         jobs.tasks[row] = ()
