@@ -241,3 +241,17 @@ def test_stories_with_priorities_keep_their_books(seed: int) -> None:
             cluster.health("node-0", bad_gpus=[int(draw.integers(3))])
         cluster.validate()
     assert n_shared > 5
+
+
+def test_beside_a_job_the_type_counts_that_this_one_has() -> None:
+    cluster = cluster_of(policy(b="a"), gpus=1)
+    cluster.add_node("other", gpus=1, gpu_type="A100")
+    cluster.put_queue("mine", limit=(("gpu_milli:V100", 1000),))
+    submit(cluster, "a", queue="mine", gpu_types=["V100"])
+    cluster.settle()
+    # On the other type it would be within the limit, beside the first it is not.
+    submit(cluster, "b", queue="mine")
+    decided = cluster.cycle()
+    assert not decided.outcome.stale
+    assert decided.nodes == {"b": ["other"]}
+    cluster.validate()

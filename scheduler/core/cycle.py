@@ -441,10 +441,11 @@ class _Cycle:
             )
             return True
         wants = wants_of(self._snapshot, row)
-        if self._quotas is not None and isinstance(
-            self._quotas.admit(row, wants, is_now=True), Excess
-        ):
-            return False
+        if self._quotas is not None:
+            there = (self._snapshot.nodes.nodes[spot.row].gpu_type,)
+            asked = tuple(on_types(want, there) for want in wants)
+            if isinstance(self._quotas.admit(row, asked, is_now=True), Excess):
+                return False
         member = start_beside(self._draft, row, wants[0], spot)
         if member is None:
             return False
