@@ -244,6 +244,7 @@ def test_the_table_gives_means_and_the_order() -> None:
         ("placements.csv", "1,8,", "x,8,", ":2: placement: 'x' is not a number"),
         ("placements.csv", "1,8,", "10,8,", ":2: placement: 10 has a node without GPUs"),
         ("placements.csv", "1,8,", "1,0,", ":2: local_bsz: must be above 0"),
+        ("placements.csv", "1,8,", "1,0.5,", ":2: local_bsz: 0.5 is not a whole number"),
         ("placements.csv", "1,8,0.05", "1,8,-0.05", ":2: step_time: -0.05 is negative"),
         ("placements.csv", "local_bsz", "batch", ":1: local_bsz: the column is missing"),
         ("placements.csv", "1,8,", "1,8,nan,", ":2: 5 fields where there should be 4"),

@@ -239,6 +239,8 @@ def application_of(folder: str) -> Application:
 
 _ABOVE_0 = frozenset({"placement", "local_bsz", "step_time", "num_nodes", "num_replicas"})
 
+_WHOLE = frozenset({"local_bsz", "num_nodes", "num_replicas"})
+
 
 def _columns(path: Path, names: Sequence[str]) -> dict[str, Floats]:
     """Return columns of a table of measurements. Raises `TraceError`."""
@@ -255,7 +257,7 @@ def _measured(row: Row, name: str) -> float:
         if not value or "0" in str(value):
             raise row.error(f"{digits} has a node without GPUs", name)
         return float(value)
-    amount = row.amount(name)
+    amount = float(row.whole(name)) if name in _WHOLE else row.amount(name)
     if name in _ABOVE_0 and not amount:
         raise row.error("must be above 0", name)
     return amount
