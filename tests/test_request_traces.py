@@ -57,6 +57,7 @@ def test_servegen_clients_add_up_to_a_load(tmp_path):
     [
         (MOONCAKE.replace("6758", "9" * 400), "t:1: "),
         (MOONCAKE.replace("500", "3000000000"), "t:1: output_length: must be from 0 to"),
+        (SERVEGEN.replace("2.0,3.0", "2.0,1e300"), "t:2: cv: 1e+300 is too large"),
         (SERVEGEN.replace("1200", "1000"), "t:4: timestamp: 1000 is no multiple of 600 s"),
         (SERVEGEN.replace("1200", "1e12"), "t:4: timestamp: 1e+12 s is more than 1e+11 s"),
         (SERVEGEN.replace("0,1200", "0,0"), "t:4: timestamp: the client has a row of this"),

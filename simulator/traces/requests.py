@@ -110,7 +110,7 @@ def _servegen(source: Source, models: frozenset[str], tokens: TokenCounts) -> Lo
             of_client = rates[_interval(row, next(iter(rates), None))]
             if client in of_client:
                 raise row.error("the client has a row of this interval already", "timestamp")
-            of_client[client] = (row.amount("rate", 0.0), row.amount("cv", 0.0) ** 2)
+            of_client[client] = (_bounded(row, "rate"), _bounded(row, "cv") ** 2)
     if not rates:
         raise source.error(
             f"there are no clients of {', '.join(sorted(models)) or 'any model'}"
@@ -133,6 +133,13 @@ def _servegen(source: Source, models: frozenset[str], tokens: TokenCounts) -> Lo
         output_tokens=same * tokens.output,
         output_scv=same * tokens.scv,
     )
+
+
+def _bounded(row: Row, column: str) -> float:
+    amount = row.amount(column, 0.0)
+    if amount > MOST:
+        raise row.error(f"{amount:g} is too large", column)
+    return amount
 
 
 def _interval(row: Row, other_s: float | None) -> float:
