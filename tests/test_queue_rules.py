@@ -18,9 +18,9 @@ from scheduler.core.model import (
     Role,
     StopCause,
 )
-from scheduler.core.placement import Want
+from scheduler.core.placement import Want, on_types, wants_of
 from scheduler.core.plan import Accepted, Refusal
-from scheduler.core.quotas import Quotas
+from scheduler.core.quotas import Excess, Quotas
 from scheduler.core.reclaim import hold_admitted
 
 
@@ -241,3 +241,19 @@ def test_places_are_held_for_what_a_gang_needs_if_a_limit_keeps_the_rest_elsewhe
     wants = (Want("worker", role.shape, must=(0, 1), may=(2, 3)),)
     members = hold_admitted(draft, quotas, row, wants)
     assert [snapshot.nodes.nodes[member.spot.row].name for member in members] == ["a", "a"]
+
+
+def test_a_limit_of_a_type_holds_for_jobs_alike_that_a_round_sends_to_others() -> None:
+    cluster = Cluster("fifo")
+    for name, gpu_type in (("h", "H100"), ("a", "A100")):
+        cluster.add_node(name, gpus=4, gpu_type=gpu_type)
+    cluster.put_queue("q", limit=(("gpu_milli:A100", 0),))
+    cluster.submit("job", gpus=1, queue="q")
+    snapshot = cluster.snapshot()
+    (row,) = snapshot.waiting_rows().tolist()
+    quotas, wants = Quotas(snapshot), wants_of(snapshot, row)
+    on_h100 = tuple(on_types(want, ("H100",)) for want in wants)
+    on_a100 = tuple(on_types(want, ("A100",)) for want in wants)
+    assert quotas.admit(row, on_h100, is_now=True) == on_h100
+    assert isinstance(quotas.admit(row, on_a100, is_now=True), Excess)
+    assert quotas.admit(row, wants, is_now=True) == on_h100

@@ -34,9 +34,10 @@ class Needs:
         self._n_columns = FIRST_TYPE + len(tree.gpu_types)
         self._column_of = {t: FIRST_TYPE + i for i, t in enumerate(tree.gpu_types)}
         self._columns: dict[Shape, tuple[int, ...]] = {}
-        self._needs: dict[int, tuple[Amounts, bool]] = {}
+        # By the identity of wants, which alike gangs share; they are kept, so it stays theirs.
+        self._needs: dict[int, tuple[tuple[Want, ...], tuple[Amounts, bool]]] = {}
         self._options: dict[int, list[Option]] = {}
-        self._most: dict[int, Amounts] = {}
+        self._most: dict[int, tuple[tuple[Want, ...], Amounts]] = {}
         self._held: dict[int, Amounts] = {}
 
     def type_columns(self, shape: Shape) -> tuple[int, ...]:
@@ -92,33 +93,25 @@ class Needs:
                 options.append((of_type, self._tree.gpu_types[column - FIRST_TYPE]))
         return options
 
-    def of_job(self, row: int, wants: tuple[Want, ...]) -> tuple[Amounts, bool]:
-        """Return `total` of a waiting job, remembered for gangs alike."""
-        jobs = self._snapshot.jobs
-        if jobs.phase[row] != PENDING or row in jobs.seats:
-            return self.total(wants)
-        gang = int(jobs.gang[row])
-        known = self._needs.get(gang)
+    def of_wants(self, wants: tuple[Want, ...]) -> tuple[Amounts, bool]:
+        """Return `total`, remembered for all who share these very wants."""
+        known = self._needs.get(id(wants))
         if known is None:
-            known = self._needs[gang] = self.total(wants)
-        return known
+            known = self._needs[id(wants)] = wants, self.total(wants)
+        return known[1]
 
-    def at_most(self, row: int, wants: tuple[Want, ...]) -> Amounts:
-        """Return what a job takes at most of each type, if its GPUs may be of several."""
-        gang = int(self._snapshot.jobs.gang[row])
-        jobs = self._snapshot.jobs
-        is_whole = jobs.phase[row] == PENDING and row not in jobs.seats
-        known = self._most.get(gang) if is_whole else None
+    def at_most(self, wants: tuple[Want, ...]) -> Amounts:
+        """Return what all tasks take at most of each type, if GPUs may be of several."""
+        known = self._most.get(id(wants))
         if known is None:
-            known, _ = self.total(wants)
+            most, _ = self.total(wants)
             for want in wants:
                 columns = self.type_columns(want.shape)
                 n_tasks = len(want.must) + len(want.may)
                 for column in columns if len(columns) > 1 else ():
-                    known[column] += want.shape.total_gpu_milli * n_tasks
-            if is_whole:
-                self._most[gang] = known
-        return known
+                    most[column] += want.shape.total_gpu_milli * n_tasks
+            known = self._most[id(wants)] = wants, most
+        return known[1]
 
     def held(self, row: int) -> Amounts:
         """Return what all live tasks of a job hold."""

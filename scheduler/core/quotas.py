@@ -224,13 +224,10 @@ class Quotas:
         """
         if not self.tree.has_ceilings and not self.tree.has_reserves:
             return wants
-        need, is_open = self.needs.of_job(row, wants)
+        need, is_open = self.needs.of_wants(wants)
         queue = int(self.snapshot.jobs.queue[row])
         is_bound = is_open and self._bounds_types[queue]
-        if (
-            is_bound
-            and self._excess(queue, self.needs.at_most(row, wants), is_now=is_now) is None
-        ):
+        if is_bound and self._excess(queue, self.needs.at_most(wants), is_now=is_now) is None:
             return wants
         excess = self._excess(queue, need, is_now=is_now)
         if excess is None and not is_bound:
