@@ -150,8 +150,8 @@ def contest_of(snapshot: Snapshot) -> Contest:
     """Return who shares what."""
     gpu_types = _types_there(snapshot)
     rows = _contestants(snapshot)
-    held = _held_elsewhere(snapshot, rows, gpu_types)
-    capacity = _capacity(snapshot, held.sum(axis=0), gpu_types)
+    held_milli = _held_elsewhere(snapshot, rows, gpu_types)
+    capacity = _capacity(snapshot, held_milli.sum(axis=0) / MILLI, gpu_types)
     # What was done counts wherever it was, also on types that are closed or gone by now.
     ever = (*gpu_types, *_types_gone(snapshot, rows, gpu_types))
     gpus, speeds_ever = _gpus_and_speeds(snapshot, rows, ever)
@@ -183,7 +183,7 @@ def contest_of(snapshot: Snapshot) -> Contest:
         priority=snapshot.jobs.priority[rows],
         queue=snapshot.jobs.queue[rows].astype(np.intp),
         tree=snapshot.tree,
-        held_elsewhere=held,
+        held_elsewhere=held_milli / MILLI,
         price_usd_per_h=_prices_usd_per_h(snapshot, gpu_types),
         is_described=snapshot.jobs.is_described[rows],
         job_ids=tuple([snapshot.job_at(row).id for row in rows.tolist()]),
@@ -296,11 +296,16 @@ def _capacity(snapshot: Snapshot, held: Array, gpu_types: tuple[str, ...]) -> Ar
     return _within_limits(snapshot, np.maximum(there - held, 0.0), gpu_types)
 
 
-def _held_elsewhere(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> Array:
-    """Return the GPUs on open nodes that others than `rows` hold, by their queue."""
+def _held_elsewhere(
+    snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]
+) -> NDArray[np.int64]:
+    """Return the milli-GPUs on open nodes that others than `rows` hold, by their queue.
+
+    In integers: fractions would add up to something else in another order of the rows.
+    """
     nodes, jobs = snapshot.nodes, snapshot.jobs
     column = {name: k for k, name in enumerate(gpu_types)}
-    held = np.zeros((len(snapshot.queues), len(gpu_types)))
+    held = np.zeros((len(snapshot.queues), len(gpu_types)), np.int64)
     is_open = nodes.is_open()
     contests = np.zeros(len(jobs.jobs), np.bool_)
     contests[rows] = True
@@ -309,9 +314,8 @@ def _held_elsewhere(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) 
         for task in jobs.tasks[row]:
             node = nodes.row_of[task.node]
             if task.devices and is_open[node]:
-                gpu_milli = shapes[task.id.role].total_gpu_milli
                 kind = column[nodes.nodes[node].gpu_type]
-                held[jobs.queue[row], kind] += gpu_milli / MILLI
+                held[jobs.queue[row], kind] += shapes[task.id.role].total_gpu_milli
     return held
 
 
