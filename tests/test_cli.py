@@ -56,6 +56,22 @@ def test_jobs_are_a_table_of_those_that_have_not_ended(cluster: FakeCluster):
     assert request.filter == "phase=live"
 
 
+def test_jobs_show_how_much_they_have_of_what_they_wish(cluster: FakeCluster):
+    elastic = job("17", phase=pb.JOB_PHASE_RUNNING)
+    del elastic.spec.roles[:]
+    for name, gpus in (("worker", 2), ("ps", 0)):
+        role = elastic.spec.roles.add(name=name, count=1, max_count=8)
+        role.shape.gpus = gpus
+    phases = [pb.TASK_PHASE_RUNNING] * 2 + [pb.TASK_PHASE_BOUND, pb.TASK_PHASE_STOPPING]
+    for phase in phases:
+        elastic.tasks.add(role="worker", node="node-0", phase=phase)
+    cluster.jobs["17"] = elastic
+
+    row = lepton("jobs", cluster=cluster).stdout.splitlines()[1].split()
+
+    assert row[5:7] == ["3/2", "6/2"]
+
+
 def test_filters_become_conditions_of_the_daemon(cluster: FakeCluster):
     lepton(
         *("jobs", "-q", "vision", "--phase", "running,pending", "--mine"),

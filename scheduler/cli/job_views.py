@@ -36,6 +36,7 @@ FINAL_PHASES = frozenset(
     }
 )
 _LIVE_TASKS = frozenset({pb.TASK_PHASE_BOUND, pb.TASK_PHASE_RUNNING, pb.TASK_PHASE_STOPPING})
+_AT_WORK = frozenset({pb.TASK_PHASE_BOUND, pb.TASK_PHASE_RUNNING})
 _WAITING = frozenset({pb.JOB_PHASE_PENDING, pb.JOB_PHASE_SUSPENDED})
 _ON = frozenset({pb.JOB_PHASE_RUNNING, pb.JOB_PHASE_STOPPING})
 _DAY_S = 24 * 3600.0
@@ -156,8 +157,7 @@ def _job_row(job: pb.Job, now_s: float, ids: str) -> Row:
         enum_word(pb.JobKind.DESCRIPTOR, spec.kind),
         str(spec.priority),
         phase_cell(job.phase),
-        str(n_tasks(spec)),
-        milli_text(gpu_milli(spec)),
+        *sizes_text(job),
         ago_text(job.submitted_at_s, now_s),
         duration_text(job.waited_s),
         duration_text(job.ran_s) if job.first_started_at_s else "",
@@ -170,16 +170,18 @@ def _job_row(job: pb.Job, now_s: float, ids: str) -> Row:
     )
 
 
-def n_tasks(spec: pb.JobSpec) -> int:
-    """Return how many tasks the job wants."""
-    return sum(_count(role) for role in spec.roles)
-
-
-def gpu_milli(spec: pb.JobSpec) -> int:
-    """Return the GPU that all tasks want, in thousandths."""
-    return sum(
-        _count(role) * (role.shape.gpus * 1000 + role.shape.gpu_milli) for role in spec.roles
-    )
+def sizes_text(job: pb.Job) -> tuple[str, str]:
+    """Return the tasks and GPUs that a job wishes: `8`, or `6/8` if it has 6 of them now."""
+    counts = {role.name: _count(role) for role in job.spec.roles}
+    gpu_milli = {r.name: r.shape.gpus * 1000 + r.shape.gpu_milli for r in job.spec.roles}
+    wished = sum(counts.values()), sum(n * gpu_milli[name] for name, n in counts.items())
+    texts = str(wished[0]), milli_text(wished[1])
+    roles = [task.role for task in job.tasks if task.phase in _AT_WORK]
+    had = len(roles), sum(gpu_milli.get(name, 0) for name in roles)
+    if job.phase != pb.JOB_PHASE_RUNNING or had == wished:
+        return texts
+    gpus = f"{milli_text(had[1])}/{texts[1]}" if wished[1] else texts[1]
+    return f"{had[0]}/{texts[0]}", gpus
 
 
 def _count(role: pb.Role) -> int:
