@@ -108,6 +108,8 @@ def any_spec(pick: Pick, now_s: float) -> JobSpec:
         resize_cooldown_s=pick([0.0, 30.0, 600.0]),
         scaling=((1, 1.0), (2, pick(odd)), (4, pick(odd))) if pick(MAYBE) else (),
     )
+    if spec.kind is JobKind.INFERENCE and pick(MAYBE):
+        spec = replace(spec, roles=tuple(replace(role, min_count=0) for role in spec.roles))
     may_share = spec.kind is not JobKind.INFERENCE and pick([True, False, False])
     return _sharing(pick, spec, odd) if may_share else spec
 

@@ -561,3 +561,41 @@ def test_many_ends_at_once_are_booked_as_one_by_one(seed: int) -> None:
     changed = capacity.give_all(at_once, columns.first(n_gone))
     assert changed == sorted({node for node, _, _ in tasks[:n_gone]})
     assert_same_columns(at_once, columns_of(one_by_one))
+
+
+class TestServicesThatMayHaveNoReplicas:
+    """One node of 2 GPUs, full; a service of which nothing must be placed to start."""
+
+    @pytest.fixture
+    def full(self, policy: str) -> Cluster:
+        cluster = Cluster(policy)
+        cluster.add_nodes(1, gpus=2)
+        cluster.submit("full", gpus=2)
+        cluster.settle()
+        replica = role_of("replica", tasks=2, min_tasks=0, max_tasks=4, gpus=1)
+        cluster.submit("service", replica, kind=JobKind.INFERENCE)
+        return cluster
+
+    @pytest.mark.parametrize("policy", ["priority", "fifo", "lepton", "max_min_fairness"])
+    def test_one_replica_is_waited_for(self, full: Cluster) -> None:
+        for _ in range(3):
+            assert full.settle() == []
+            full.advance(1000.0)
+        full.submit("small", gpus=1)
+        full.end("full")
+        assert full.settle()[0] == "service"
+
+    @pytest.mark.parametrize("policy", ["priority", "lepton"])
+    def test_of_which_nothing_is_wanted_waits_for_that(self, full: Cluster) -> None:
+        full.update("service", replicas={"replica": 0})
+        for _ in range(3):
+            assert full.settle() == []
+            full.advance(1000.0)
+        full.end("full")
+        assert full.settle() == []
+        reason = full.explain("service")
+        assert reason is not None
+        assert reason.cause is Cause.SUSPENDED
+        assert "no tasks of it are wanted" in reason.detail
+        full.update("service", replicas={"replica": 1})
+        assert full.settle() == ["service"]

@@ -619,6 +619,37 @@ def test_a_role_of_which_nothing_is_wanted_any_more_grows_last() -> None:
     cluster.validate()
 
 
+@pytest.mark.parametrize("scaling", [(), ((1, 1.0), (2, 1.5), (4, 2.0))])
+def test_a_service_of_which_nothing_is_wanted_any_more_gives_its_places_up(
+    scaling: tuple[tuple[int, float], ...],
+) -> None:
+    cluster = Cluster()
+    cluster.add_nodes(1, gpus=4)
+    replica = role_of("replica", tasks=1, min_tasks=0, max_tasks=4, gpus=1)
+    service = {"kind": JobKind.INFERENCE, "elastic": True, "scaling": scaling}
+    cluster.submit("idle", replica, **service)
+    cluster.settle()
+    cluster.update("idle", replicas={"replica": 0})
+    cluster.submit("busy", role_of("replica", tasks=1, max_tasks=3, gpus=1), **service)
+    for _ in range(4):
+        cluster.settle()
+        cluster.advance(1000)
+    assert [len(cluster.tasks(name)) for name in ("idle", "busy")] == [0, 3]
+    cluster.validate()
+
+
+def test_an_elastic_job_that_loses_by_more_tasks_does_not_grow() -> None:
+    cluster = Cluster()
+    cluster.add_nodes(1, gpus=4)
+    role = role_of("replica", tasks=4, min_tasks=1, max_tasks=4, gpus=1)
+    worse = ((1, 1.0), (2, 1e12), (4, 1e-12))
+    cluster.submit("e", role, kind=JobKind.INFERENCE, elastic=True, scaling=worse)
+    cluster.settle()
+    assert cluster.job("e").job.spec.speed_up(4) == 1.0
+    assert cluster.job("e").job.spec.speed_up(1) == 1e12
+    cluster.validate()
+
+
 def test_a_role_grows_on_the_types_that_it_asks_for() -> None:
     cluster = Cluster()
     cluster.add_node("h", gpus=4, gpu_type="H100")

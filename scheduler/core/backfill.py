@@ -14,7 +14,6 @@ that stand in its way on the nodes where fewest do are assumed to end, and nobod
 may start where it will. Every end among them brings the job closer and no start sets it back.
 """
 
-from dataclasses import replace
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from scheduler.core.holdings import (
     in_turn,
 )
 from scheduler.core.model import JobId, JobKind, TaskPhase
+from scheduler.core.needs import least_of
 from scheduler.core.node_columns import BoolColumn, FloatColumn, Rows
 from scheduler.core.placement import (
     Member,
@@ -79,10 +79,10 @@ class Backfill:
         Also if nobody who comes later in the order is kept from anything by it.
         """
         if self._policy.backfill is Backfilling.NONE:
-            return self._close(row, _musts(wants))
+            return self._close(row, least_of(wants))
         if self.claimed is not None and not self._n_left:
             return False
-        musts = _musts(wants)
+        musts = least_of(wants)
         waited_s = self._waited_s(row)
         promise = None
         if waited_s >= self._policy.starvation_s:
@@ -99,7 +99,7 @@ class Backfill:
 
         If nobody knows, as long again as it has waited already.
         """
-        promise = self._profiled(row, _musts(wants))
+        promise = self._profiled(row, least_of(wants))
         if promise is not None:
             return promise.start_s - self._draft.snapshot.now_s
         return self._waited_s(row)
@@ -113,7 +113,7 @@ class Backfill:
 
         False, too, once a cycle has looked at enough of them.
         """
-        musts = _musts(wants)
+        musts = least_of(wants)
         if could_place(self._draft.now, musts):
             return True
         if not self._n_tries:
@@ -125,7 +125,7 @@ class Backfill:
         """Promise places to the job of a row, if it has none, however many others have some."""
         if all(promise.row != row or not promise.places for promise in self._draft.promises):
             self._n_left += 1
-            promise = self._promise(row, _musts(wants))
+            promise = self._promise(row, least_of(wants))
             if promise is not None:
                 self._draft.promise(promise)
 
@@ -208,13 +208,6 @@ class Backfill:
             self._profile, self._n_gone = Profile(draft), n_gone
         run_s = float(draft.snapshot.jobs.longest_run_s[row])
         return self._profile.promise(row, wants, run_s)
-
-
-def _musts(wants: tuple[Want, ...]) -> tuple[Want, ...]:
-    """Return the tasks without which the gang does not start."""
-    if all(want.must and not want.may for want in wants):
-        return wants
-    return tuple(replace(want, may=()) for want in wants if want.must)
 
 
 class _Claims:

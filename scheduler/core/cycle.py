@@ -32,6 +32,7 @@ from scheduler.core.model import (
     StopCause,
     Task,
 )
+from scheduler.core.needs import least_of
 from scheduler.core.node_columns import FloatColumn, Rows
 from scheduler.core.placement import (
     Member,
@@ -205,6 +206,10 @@ class _Listed:
 
 UNTOLD = Unplaced(cause=Cause.GANG)
 """The reason of those whose reason nobody wants to know."""
+
+UNWANTED = Unplaced(
+    cause=Cause.SUSPENDED, detail="no tasks of it are wanted: `lepton update` says how many"
+)
 
 
 class _Cycle:
@@ -410,6 +415,9 @@ class _Cycle:
         right = (gang, *right[1:])
         if gang not in self._failed.no_room:
             short = self._start(row, wants)
+            if short is not None and not least_of(wants):
+                self._unplaced[self._snapshot.job_at(row).id] = UNWANTED
+                return
             if short is None or self._hold(row, wants):
                 return
             self._failed.no_room[gang] = self._why(short, wants)

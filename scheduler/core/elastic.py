@@ -12,6 +12,7 @@ that start in this cycle.
 """
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -182,8 +183,8 @@ class _Grower:
 
     @property
     def fill(self) -> float:
-        """How much it has of what it wants."""
-        return self.n_tasks / self.spec.n_tasks
+        """How much it has of what it wants; who wants nothing any more grows last."""
+        return self.n_tasks / self.spec.n_tasks if self.spec.n_tasks else math.inf
 
 
 @dataclass(slots=True)

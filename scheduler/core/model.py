@@ -289,19 +289,23 @@ class JobSpec:
     def speed_up(self, n_tasks: int) -> float:
         """Return the speed with so many tasks over the speed with as many as are wanted.
 
-        Between and beyond the points of `scaling` (tasks, work per second in any unit) it is
-        interpolated, from nothing at no tasks and flat after the last. Without points it is
-        proportional: the best that could be hoped for (Sia, SOSP '23, starts from it as well).
+        If none are wanted, over that with one. Between and beyond the points of `scaling`
+        (tasks, work per second in any unit) it is interpolated, from nothing at no tasks and
+        flat after the last. Without points it is proportional: the best that could be hoped
+        for (Sia, SOSP '23, starts from it as well).
         """
+        n_wanted = max(self.n_tasks, 1)
         if not self.scaling:
-            return n_tasks / self.n_tasks
-        return _interpolated(self.scaling, n_tasks) / _interpolated(self.scaling, self.n_tasks)
+            return n_tasks / n_wanted
+        return _interpolated(self.scaling, n_tasks) / _interpolated(self.scaling, n_wanted)
 
 
 def _interpolated(points: tuple[tuple[int, float], ...], n_tasks: int) -> float:
     below, at_below = 0, 0.0
     for n, value in points:
-        if n_tasks <= n:
+        if n_tasks == n:
+            return value
+        if n_tasks < n:
             return at_below + (value - at_below) * (n_tasks - below) / (n - below)
         below, at_below = n, value
     return at_below

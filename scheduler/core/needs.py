@@ -165,6 +165,8 @@ def replicas_of_gang(gang: Gang) -> list[tuple[Want, ...]]:
 
 def least_of(wants: tuple[Want, ...]) -> tuple[Want, ...]:
     """Return what must be placed for the job to gain at all: of a service, one replica."""
+    if all(want.must and not want.may for want in wants):
+        return wants
     if any(want.must for want in wants):
         return tuple(replace(want, may=()) for want in wants if want.must)
     return tuple(replace(want, must=want.may[:1], may=()) for want in wants if want.may)[:1]
