@@ -14,7 +14,6 @@ that stand in its way on the nodes where fewest do are assumed to end, and nobod
 may start where it will. Every end among them brings the job closer and no start sets it back.
 """
 
-
 import numpy as np
 
 from scheduler.core.draft import Draft, Promise
