@@ -77,14 +77,7 @@ def shapes(n_shapes: int) -> list[Shape]:
 
 
 def spec_of(shape: Shape, *, tasks: int = 1, priority: int = 0) -> JobSpec:
-    role = Role(
-        name="worker",
-        launch=LAUNCH,
-        count=tasks,
-        min_count=tasks,
-        max_count=tasks,
-        shape=shape,
-    )
+    role = Role(name="worker", launch=LAUNCH, count=tasks, shape=shape)
     return JobSpec(name="bench", roles=(role,), priority=priority)
 
 

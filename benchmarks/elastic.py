@@ -29,14 +29,7 @@ N_ARRIVING = 20  # of a node each
 SAMPLE = 10
 
 ONE_GPU = Shape(cpu_milli=8000, memory_mib=16_384, gpus=1)
-WORKER = Role(
-    name="worker",
-    launch=LAUNCH,
-    count=N_WANTED,
-    min_count=N_WANTED,
-    max_count=N_MOST,
-    shape=ONE_GPU,
-)
+WORKER = Role(name="worker", launch=LAUNCH, count=N_WANTED, max_count=N_MOST, shape=ONE_GPU)
 ELASTIC = JobSpec(name="elastic", roles=(WORKER,), elastic=True, checkpoint_interval_s=60.0)
 
 

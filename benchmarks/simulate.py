@@ -59,9 +59,7 @@ def role_of(n_gpus: int) -> Role:
     width = min(n_gpus, 8)
     count = n_gpus // width
     shape = Shape(gpus=width, cpu_milli=width * 8_000, memory_mib=width * 65_536)
-    return Role(
-        name="worker", launch=LAUNCH, count=count, min_count=count, max_count=count, shape=shape
-    )
+    return Role(name="worker", launch=LAUNCH, count=count, shape=shape)
 
 
 def timed(
@@ -159,16 +157,7 @@ def contended(n_nodes: int, n_jobs: int) -> None:
             at_s=span_s * number / n_jobs,
             spec=JobSpec(
                 name="job",
-                roles=(
-                    Role(
-                        name="worker",
-                        launch=LAUNCH,
-                        count=width,
-                        min_count=width,
-                        max_count=width,
-                        shape=shape,
-                    ),
-                ),
+                roles=(Role(name="worker", launch=LAUNCH, count=width, shape=shape),),
             ),
             behaviour=Steady(work=work_s, n_tasks=width),
         )
