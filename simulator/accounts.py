@@ -4,6 +4,7 @@ The columns grow by numbers only, so that a million jobs take little memory.
 """
 
 from array import array
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,13 @@ class Account:
         return max(sorted(self.gpu_s_by_type), key=self.gpu_s_by_type.__getitem__, default="")
 
 
+def _by_column(
+    names: tuple[str, ...], rows: list[tuple[Any, ...]]
+) -> Iterable[tuple[str, tuple[Any, ...]]]:
+    """Return the columns of rows, of which each has a value for every name."""
+    return zip(names, zip(*rows, strict=True), strict=True) if rows else ()
+
+
 class JobRows:
     """The rows of all jobs in the order of submission."""
 
@@ -128,15 +136,13 @@ class JobRows:
     def _write(self) -> None:
         """Write to the columns what jobs had when they came, then what at their end."""
         columns: dict[str, Any] = {**self._floats, **self._ints, **self._texts}
-        n_opened = len(self._opened)
-        for name, values in zip(_KNOWN_AT_FIRST, zip(*self._opened, strict=True), strict=False):
+        for name, values in _by_column(_KNOWN_AT_FIRST, self._opened):
             columns[name].extend(values)
         for name in _KNOWN_AT_LAST:  # of jobs that have done nothing yet
-            columns[name].extend([_AT_FIRST.get(name, 0)] * n_opened)
+            columns[name].extend([_AT_FIRST.get(name, 0)] * len(self._opened))
         self._opened.clear()
         numbers = [number for number, _ in self._closed]
-        rows = (row for _, row in self._closed)
-        for name, values in zip(_KNOWN_AT_LAST, zip(*rows, strict=True), strict=False):
+        for name, values in _by_column(_KNOWN_AT_LAST, [row for _, row in self._closed]):
             column = columns[name]
             for number, value in zip(numbers, values, strict=True):
                 column[number] = value

@@ -236,15 +236,19 @@ class _Simulation:
             self._rest = None
             return False
         if self._rest is None or self._rest.n_ended < tally.n_ended:
-            now_s = self._agenda.now_s
-            self._world.note_the_rest()
-            self._rest = _Rest(now_s, tally.n_ended, self._machines.figures(now_s))
+            self._rest = self._at_rest()
         self._n_idle_moments += 1
         return (
             not tally.n_pending
             or self._n_idle > IDLE_DECISIONS
             or self._n_idle_moments > IDLE_MOMENTS
         )
+
+    def _at_rest(self) -> _Rest:
+        """Note how far those got that have not ended; return where that leaves the run."""
+        now_s, world = self._agenda.now_s, self._world
+        world.note_the_rest()
+        return _Rest(now_s, world.tally.n_ended, self._machines.figures(now_s))
 
     def _until_s(self) -> float:
         """Return where the run ends at the latest."""
@@ -362,19 +366,16 @@ class _Simulation:
     def result(self, *, seed: int, trace: str) -> Run:
         """Return what the run left behind."""
         world, tally = self._world, self._world.tally
-        if self._rest is None:
-            now_s = self._agenda.now_s
-            world.note_the_rest()
-            self._rest = _Rest(now_s, tally.n_ended, self._machines.figures(now_s))
+        rest = self._rest or self._at_rest()
         return Run(
             policy=self._policy.name,
             seed=seed,
             trace=trace,
             from_s=self._from_s,
-            until_s=self._rest.at_s,
+            until_s=rest.at_s,
             jobs=world.rows.table(),
             timeline=self._recorder.timeline(),
-            pools=self._rest.pools,
+            pools=rest.pools,
             replicas=tuple(steps.series() for steps in world.replica_steps()),
             counters={
                 "decisions": self._n_decisions,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scheduler.cli import trace_options as opts
-from scheduler.cli.errors import CommandError, ExitCode
 from scheduler.cli.output import Format, FormatOption
 
 if TYPE_CHECKING:
@@ -84,9 +83,7 @@ def simulate(
         policies = sim.read_policies(asked)
         source, settings = sim.read_source(asked), sim.read_settings(asked)
         there, offered = sim.read_cluster(cluster), sim.read_services(services)
-        until_s = sim.read_duration_s(until, "--until", default=float("inf"))
-        if not until_s:
-            raise CommandError(f"--until {until}: must be above 0", code=ExitCode.USAGE)
+        until_s = sim.read_span_s(until, "--until")
         cases = [
             Case(
                 cluster=there,

@@ -128,6 +128,14 @@ def read_duration_s(text: str, option: str, *, default: float) -> float:
         raise CommandError(f"{option}: {error}", code=ExitCode.USAGE) from None
 
 
+def read_span_s(text: str, option: str) -> float:
+    """Return the seconds of an option that must be some, without end if it is not given."""
+    span_s = read_duration_s(text, option, default=math.inf)
+    if not span_s:
+        raise CommandError(f"{option} {text}: must be above 0", code=ExitCode.USAGE)
+    return span_s
+
+
 def read_source(asked: Mapping[str, Any]) -> Source:
     """Return the jobs that the options of a trace ask for."""
     _check_trace(asked)
@@ -218,11 +226,7 @@ def read_settings(asked: Mapping[str, Any]) -> Settings:
     """Return how simulations go, besides their jobs and policies."""
 
     def every(name: str) -> float:
-        option = f"--{name.replace('_', '-')}"
-        every_s = read_duration_s(asked[name], option, default=math.inf)
-        if not every_s:
-            raise CommandError(f"{option} {asked[name]}: must be above 0", code=ExitCode.USAGE)
-        return every_s
+        return read_span_s(asked[name], f"--{name.replace('_', '-')}")
 
     return Settings(
         decide_every_s=read_duration_s(asked["decide_every"], "--decide-every", default=0.0),

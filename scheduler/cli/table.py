@@ -44,9 +44,7 @@ def table_lines(
     """Return the header and a line for each row; rows have a cell for every column."""
     shown = [i for i, column in enumerate(columns) if is_wide or not column.is_wide]
     cells = [[_cell(cell) for cell in row] for row in rows]
-    widths = {
-        i: max([len(columns[i].title), *(_width(row[i].text) for row in cells)]) for i in shown
-    }
+    widths = _natural_widths(columns, shown, cells)
     if width is not None and not is_wide:
         shown = _fitting(columns, shown, cells, widths=widths, width=width)
         _shorten(columns, shown, widths, width=width)
@@ -79,17 +77,24 @@ def _folds(
     """Return the columns of each table, by number."""
     if width is None:
         return [list(range(len(columns)))]
-    widths = [
-        max([len(column.title), *(_width(_cell(row[i]).text) for row in rows)])
-        for i, column in enumerate(columns)
-    ]
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    widths = _natural_widths(columns, range(len(columns)), cells)
     widths[0] = min(widths[0], width // 2)
     folds = [[0]]
     for i in range(1, len(columns)):
-        if len(folds[-1]) > 1 and _total([*folds[-1], i], dict(enumerate(widths))) > width:
+        if len(folds[-1]) > 1 and _total([*folds[-1], i], widths) > width:
             folds.append([0])
         folds[-1].append(i)
     return folds
+
+
+def _natural_widths(
+    columns: Sequence[Column], shown: Iterable[int], cells: Sequence[Sequence[Cell]]
+) -> dict[int, int]:
+    """Return how wide each column shown would be if there was room, by number."""
+    return {
+        i: max([len(columns[i].title), *(_width(row[i].text) for row in cells)]) for i in shown
+    }
 
 
 def _fitting(
