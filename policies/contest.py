@@ -148,7 +148,7 @@ def required_speeds(contest: Contest) -> Array:
 
 def contest_of(snapshot: Snapshot) -> Contest:
     """Return who shares what."""
-    gpu_types = _types_there(snapshot)
+    gpu_types = tuple(snapshot.nodes.gpu_types())
     rows = _contestants(snapshot)
     held_milli = _held_elsewhere(snapshot, rows, gpu_types)
     capacity = _capacity(snapshot, held_milli.sum(axis=0) / MILLI, gpu_types)
@@ -199,12 +199,6 @@ def lower_beside_turns(snapshot: Snapshot, row: int, running: Rows) -> Rows:
     spec = snapshot.job_at(row).spec
     is_none = spec.kind is JobKind.INFERENCE or not spec.total_gpu_milli
     return lower_priority(snapshot, row, running) if is_none else running[:0]
-
-
-def _types_there(snapshot: Snapshot) -> tuple[str, ...]:
-    nodes = snapshot.nodes
-    there = np.flatnonzero(~nodes.is_removed & (nodes.n_gpus > 0)).tolist()
-    return tuple(sorted({nodes.nodes[row].gpu_type for row in there}))
 
 
 def _types_gone(snapshot: Snapshot, rows: Rows, gpu_types: tuple[str, ...]) -> tuple[str, ...]:

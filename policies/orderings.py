@@ -89,7 +89,7 @@ class _Amounts:
     def __init__(self, snapshot: Snapshot) -> None:
         nodes = snapshot.nodes
         present = [nodes.nodes[row] for row in np.flatnonzero(~nodes.is_removed).tolist()]
-        self._gpu_types = sorted({node.gpu_type for node in present if node.gpus})
+        self._gpu_types = nodes.gpu_types()
         self._column = {name: k for k, name in enumerate(self._gpu_types, start=2)}
         self._node = nodes.nodes
         self._row_of = nodes.row_of

@@ -430,10 +430,7 @@ class _Cycle:
             self._failed.no_victims.add(right)
         if self._migrate(row, gang, wants):
             return
-        self._leave(row, self._failed.no_room[gang])
-        if self._backfill.keep_places(row, wants):
-            # For those behind it there is less room now, for this reason.
-            self._failures.clear()
+        self._leave_with_places(row, wants, self._failed.no_room[gang])
 
     def _join(self, row: int, other: int) -> bool:
         """Start a job on the GPUs of another, or let it wait for that one to have them.
@@ -558,9 +555,7 @@ class _Cycle:
                 self._without_room.append(row)
                 self._keep_quota(row, wants, excess)
             return
-        self._leave(row, self._over_quota[key])
-        if self._backfill.keep_places(row, wants):
-            self._failures.clear()
+        self._leave_with_places(row, wants, self._over_quota[key])
 
     def _keep_quota(self, row: int, wants: tuple[Want, ...], excess: Excess) -> None:
         """Keep what is left below a ceiling for a gang that waits long: it adds up in time."""
@@ -583,6 +578,13 @@ class _Cycle:
         self._unplaced[self._snapshot.job_at(row).id] = reason
         self._without_room.append(row)
         self._short.append(row)
+
+    def _leave_with_places(self, row: int, wants: tuple[Want, ...], reason: Unplaced) -> None:
+        """Leave a job for which there is no room, and keep places for it if it is its turn."""
+        self._leave(row, reason)
+        if self._backfill.keep_places(row, wants):
+            # For those behind it there is less room now, for this reason.
+            self._failures.clear()
 
     def _why(self, short: Shortfall, wants: tuple[Want, ...]) -> Unplaced:
         if not self._gives_reasons:

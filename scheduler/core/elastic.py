@@ -12,7 +12,6 @@ that start in this cycle.
 """
 
 import heapq
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ import numpy as np
 from scheduler.core import capacity
 from scheduler.core.draft import Draft
 from scheduler.core.job_columns import PHASE_CODE
-from scheduler.core.model import JobId, JobKind, JobPhase, JobSpec, Levels, Shape, Task
+from scheduler.core.model import JobId, JobKind, JobPhase, JobSpec, Levels, Shape, Task, fill
 from scheduler.core.node_columns import BoolColumn, Rows
 from scheduler.core.placement import (
     Member,
@@ -62,7 +61,7 @@ def go_on_resized(
     for row in _rows_with_seats(snapshot):
         is_pending = jobs.phase[row] == PENDING
         # In a queue that was stopped, too: what runs goes on.
-        if is_pending and (jobs.n_unmet[row] or jobs.eligible_at_s[row] > snapshot.now_s):
+        if is_pending and not snapshot.is_ready(np.array([row]))[0]:
             continue
         members = _members_on_seats(draft, row)
         if members is None:
@@ -175,7 +174,7 @@ class _Grower:
         open_roles = [r for r in self.spec.roles if self.counts[r.name] < r.max_count]
         if not open_roles:
             return None
-        return min(open_roles, key=lambda r: r.fill(self.counts[r.name])).name
+        return min(open_roles, key=lambda r: fill(self.counts[r.name], r.count)).name
 
     @property
     def n_tasks(self) -> int:
@@ -184,7 +183,7 @@ class _Grower:
     @property
     def fill(self) -> float:
         """How much it has of what it wants; who wants nothing any more grows last."""
-        return self.n_tasks / self.spec.n_tasks if self.spec.n_tasks else math.inf
+        return fill(self.n_tasks, self.spec.n_tasks)
 
 
 @dataclass(slots=True)

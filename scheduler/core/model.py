@@ -182,10 +182,6 @@ class Role:
             if getattr(self, field) == AS_COUNT:
                 object.__setattr__(self, field, self.count)
 
-    def fill(self, n_tasks: int) -> float:
-        """Return how much so many tasks are of those that are wanted; endless if none is."""
-        return n_tasks / self.count if self.count else math.inf
-
 
 @value_class(frozen=True, slots=True, kw_only=True)
 class Dependency:
@@ -282,7 +278,7 @@ class JobSpec:
             below = [role for role in self.roles if counts[role.name] < role.max_count]
             if not below:
                 break
-            least = min(below, key=lambda role: role.fill(counts[role.name]))
+            least = min(below, key=lambda role: fill(counts[role.name], role.count))
             counts[least.name] += 1
         return counts
 
@@ -298,6 +294,11 @@ class JobSpec:
         if not self.scaling:
             return n_tasks / n_wanted
         return _interpolated(self.scaling, n_tasks) / _interpolated(self.scaling, n_wanted)
+
+
+def fill(n_tasks: int, n_wanted: int) -> float:
+    """Return how much so many tasks are of those that are wanted; endless if none is."""
+    return n_tasks / n_wanted if n_wanted else math.inf
 
 
 def _interpolated(points: tuple[tuple[int, float], ...], n_tasks: int) -> float:

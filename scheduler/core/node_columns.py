@@ -143,6 +143,11 @@ class NodeColumns:
         """Return which nodes take new tasks."""
         return self.is_up & ~(self.is_cordoned | self.is_draining | self.is_removed)
 
+    def gpu_types(self) -> list[str]:
+        """Return the types of the GPUs of nodes that are there, sorted."""
+        there = np.flatnonzero(~self.is_removed & (self.n_gpus > 0)).tolist()
+        return sorted({self.nodes[row].gpu_type for row in there})
+
     def static_fit(self, shape: Shape) -> BoolColumn:
         """Return which nodes could ever take the shape: type, labels, taints, device memory."""
         key = _static_key(shape)

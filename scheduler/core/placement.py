@@ -148,11 +148,7 @@ def could_place(space: Space, wants: tuple[Want, ...]) -> bool:
     if len(musts) == 1:
         # Tasks of one shape do not get in each other's way: counting is exact, and faster.
         return space.room(musts[0].shape) >= len(musts[0].must)
-    members = place_gang(space, wants)
-    if isinstance(members, Shortfall):
-        return False
-    undo(space, members)
-    return True
+    return shortfall(space, wants) is None
 
 
 def undo(space: Space, members: list[Member]) -> None:

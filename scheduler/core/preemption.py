@@ -14,6 +14,7 @@ import numpy as np
 from scheduler.core.draft import Draft
 from scheduler.core.holdings import Holdings, holdings_of, most_tasks, subtree_prices
 from scheduler.core.model import MILLI, NVLINK, Shape, Task
+from scheduler.core.needs import least_of
 from scheduler.core.node_columns import CPU, BoolColumn, FloatColumn, IntColumn, Rows
 from scheduler.core.offers import Offers
 from scheduler.core.placement import (
@@ -356,8 +357,7 @@ def ceilings_of(priorities: IntColumn) -> list[int]:
 
 def _needs(wants: tuple[Want, ...]) -> list[tuple[Want, int]]:
     """Return how many tasks of each role room is made for: a gang's min, or one replica."""
-    musts = [(want, len(want.must)) for want in wants if want.must]
-    return musts or [(want, 1) for want in wants if want.may][:1]
+    return [(want, len(want.must)) for want in least_of(wants)]
 
 
 def width_milli(shape: Shape) -> float:

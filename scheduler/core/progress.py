@@ -13,7 +13,7 @@ from scheduler.core.model import (
     TaskId,
     TaskPhase,
 )
-from scheduler.core.plan import Placement, Refusal, Resize
+from scheduler.core.plan import Placement, Refusal, Resize, tasks_of
 from scheduler.core.records import JobRecord
 from scheduler.core.refusals import Refused
 from scheduler.core.state import ClusterState
@@ -99,11 +99,7 @@ def _verified(
     """Return the tasks of a placement if it still holds as a whole, else None."""
     if not _is_wanted(state, record, placement):
         return None
-    world_size = placement.world_size
-    tasks = [
-        Task(bind.task, bind.node, bind.rank, world_size, bind.devices, _BOUND, at_s)
-        for bind in placement.binds
-    ]
+    tasks = tasks_of(placement, at_s)
     if placement.together and not _are_together(state, record, tasks, placement.together):
         return None
     if placement.beside is None:

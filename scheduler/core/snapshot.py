@@ -107,9 +107,14 @@ class Snapshot:
 
     def may_start(self, rows: Rows) -> BoolColumn:
         """Return which of the waiting rows nothing but capacity holds back."""
+        may_start: BoolColumn = self.is_ready(rows)
+        may_start &= self.tree.is_started[self.jobs.queue[rows]]
+        return may_start
+
+    def is_ready(self, rows: Rows) -> BoolColumn:
+        """Return which of the waiting rows could start if their queues do."""
         ready: BoolColumn = self.jobs.n_unmet[rows] == 0
         ready &= self.jobs.eligible_at_s[rows] <= self.now_s
-        ready &= self.tree.is_started[self.jobs.queue[rows]]
         return ready
 
     def running_rows(self, among: BoolColumn | None = None) -> Rows:

@@ -13,8 +13,8 @@ import grpc
 from scheduler.core.cycle import DRY_RUN_ID, as_if_submitted, decide, dry_run, n_ahead
 from scheduler.core.errors import InvalidInput, SchedulerError
 from scheduler.core.events import JobsSubmitted
-from scheduler.core.model import Job, JobPhase, JobSpec, Task
-from scheduler.core.plan import Cause, Placement, Plan, Rejected, Unplaced
+from scheduler.core.model import Job, JobPhase, JobSpec
+from scheduler.core.plan import Cause, Placement, Plan, Rejected, Unplaced, tasks_of
 from scheduler.core.ports import Policy
 from scheduler.core.queue_rules import check_spec, with_defaults
 from scheduler.core.queue_tree import lineage
@@ -253,19 +253,7 @@ def _tried(snapshot: Snapshot, policy: Policy, spec: JobSpec) -> tuple[Plan, lis
 
 
 def _tasks(placement: Placement, now_s: float) -> list[cluster_pb2.Task]:
-    return [
-        task_message(
-            Task(
-                id=bind.task,
-                node=bind.node,
-                rank=bind.rank,
-                world_size=placement.world_size,
-                devices=bind.devices,
-                bound_at_s=now_s,
-            )
-        )
-        for bind in placement.binds
-    ]
+    return [task_message(task) for task in tasks_of(placement, now_s)]
 
 
 def _explanation(
