@@ -71,7 +71,9 @@ def values_of(options: Options, weights: Array, *, power: float = POWER) -> Arra
     n_jobs = len(weights)
     least, smallest = np.full(n_jobs, np.inf), np.full(n_jobs, np.inf)
     np.minimum.at(least, options.job, options.goodput)
-    np.minimum.at(smallest, options.job, options.gpus)
+    # A size of roles without GPUs only is an option, too, but no measure for the others.
+    np.minimum.at(smallest, options.job, np.where(options.gpus > 0, options.gpus, np.inf))
+    smallest[np.isinf(smallest)] = 1.0
     goodput = options.goodput / least[options.job] * smallest[options.job] * options.factor
     value: Array = weights[options.job] * (UNSERVED + np.sign(power) * goodput**power)
     return value

@@ -120,6 +120,21 @@ def test_who_must_run_does_even_if_it_is_worth_less() -> None:
     assert given[2] >= 0
 
 
+def test_a_size_without_gpus_is_no_measure_for_the_others() -> None:
+    options = Options(
+        job=np.array([0, 0, 0, 1]),
+        gpu_type=np.zeros(4, np.intp),
+        n_tasks=np.array([2, 3, 4, 1]),
+        gpus=np.array([0.0, 0.25, 0.5, 0.0]),
+        goodput=np.array([0.5, 0.75, 1.0, 2.0]),
+        factor=np.ones(4),
+        is_current=np.zeros(4, np.bool_),
+    )
+    value = values_of(options, np.ones(2))
+    assert np.isfinite(value).all()
+    assert value[0] < value[1] < value[2]
+
+
 def test_values_follow_the_paper() -> None:
     options = Options(
         job=np.array([0, 0]),
