@@ -585,6 +585,18 @@ class TestServicesThatMayHaveNoReplicas:
         full.end("full")
         assert full.settle()[0] == "service"
 
+    @pytest.mark.parametrize("policy", ["priority"])
+    @pytest.mark.parametrize("level", ["nvlink", "host", "rack"])
+    def test_of_which_nothing_is_wanted_together(self, full: Cluster, level: str) -> None:
+        replica = role_of("replica", tasks=1, min_tasks=0, gpus=1)
+        about = {"kind": JobKind.INFERENCE, "topology_preferred": level}
+        full.submit("near", replica, **about)
+        full.update("near", replicas={"replica": 0})
+        full.settle()
+        reason = full.explain("near")
+        assert reason is not None
+        assert "no tasks of it are wanted" in reason.detail
+
     @pytest.mark.parametrize("policy", ["priority", "lepton"])
     def test_of_which_nothing_is_wanted_waits_for_that(self, full: Cluster) -> None:
         full.update("service", replicas={"replica": 0})

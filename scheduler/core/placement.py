@@ -93,7 +93,7 @@ def place_gang(space: Space, wants: tuple[Want, ...]) -> list[Member] | Shortfal
 
     Books nothing and returns the shortfall if one that must does not fit, or if nothing fits.
     """
-    if wants[0].near is not None:
+    if wants[0].near is not None and any(want.must or want.may for want in wants):
         return _place_near(space, wants, wants[0].near)
     members: list[Member] = []
     for want in wants:
